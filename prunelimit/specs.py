@@ -1,0 +1,54 @@
+"""Frozen descriptions of runs, and the hash that names them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any, Self
+
+from prunelimit.errors import PruneLimitError, unknown_name
+
+#: Raised whenever the same spec would give a different result or another record layout.
+RESULT_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Everything that determines a result, and nothing else.
+
+    Subclasses add the fields. Two specs with equal fields have the same hash in every process and on every machine.
+    """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values, nested specs included."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build a spec from :meth:`to_dict`.
+
+        Args:
+            values: Field names with their values.
+
+        Returns:
+            The spec.
+
+        Raises:
+            PruneLimitError: If a field is unknown or missing.
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in fields:
+                raise unknown_name(f"{cls.__name__} field", name, fields)
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        except TypeError as error:
+            raise PruneLimitError(f"{cls.__name__} is incomplete: {error}.") from error
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hexadecimal digits that name the run: spec type, fields and result format."""
+        named = {"type": type(self).__name__, "format": RESULT_FORMAT, **self.to_dict()}
+        text = json.dumps(named, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

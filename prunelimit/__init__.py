@@ -1,0 +1,51 @@
+"""How far can a neural network be pruned? Estimates of the limit, and the book that explains them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunelimit.datasets import load_dataset
+    from prunelimit.errors import PruneLimitError
+    from prunelimit.limit import PruningLimit, predict_limit
+    from prunelimit.models import build_model
+    from prunelimit.pruning import apply_masks, magnitude_masks
+    from prunelimit.training import TrainSpec, train
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "PruneLimitError": "errors",
+    "PruningLimit": "limit",
+    "TrainSpec": "training",
+    "apply_masks": "pruning",
+    "build_model": "models",
+    "load_dataset": "datasets",
+    "magnitude_masks": "pruning",
+    "predict_limit": "limit",
+    "train": "training",
+}
+
+__all__ = [
+    "PruneLimitError",
+    "PruningLimit",
+    "TrainSpec",
+    "apply_masks",
+    "build_model",
+    "load_dataset",
+    "magnitude_masks",
+    "predict_limit",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch takes a second, which `prunelimit --help` should not have to wait for.
+    if name not in _HOME:
+        raise AttributeError(f"module 'prunelimit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"prunelimit.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

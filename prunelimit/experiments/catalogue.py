@@ -1,0 +1,131 @@
+"""The tasks of the papers, each in up to three profiles.
+
+``quick`` stands in with scikit-learn's digits and a small network of the same family, ``laptop`` is what a CPU can do,
+``paper`` is the published setting. Settings follow the released code; what is ours is marked so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from prunelimit.errors import PruneLimitError, unknown_name
+from prunelimit.experiments.specs import LimitSpec
+from prunelimit.training import TrainSpec
+
+#: From the most to the least faithful: the first one that is recorded is shown.
+PROFILES = ("paper", "laptop", "quick")
+
+SEEDS = (0, 1, 2)
+
+
+def _grid(*parts: tuple[float, float, float]) -> tuple[float, ...]:
+    points = {round(start + k * step, 6) for start, stop, step in parts for k in range(round((stop - start) / step))}
+    return tuple(sorted(points))
+
+
+_QUICK_SWEEP = _grid((0, 0.5, 0.05), (0.5, 1, 0.01))
+_SWEEP = _grid((0, 0.5, 0.1), (0.5, 0.8, 0.02), (0.8, 1, 0.005))
+
+
+def _quick(model: str, **settings: object) -> LimitSpec:
+    """Ours: digits, whole training set, dense truth."""
+    base = TrainSpec(dataset="digits", model=model, epochs=150, batch_size=64, lr=0.01, l1=1e-3)
+    train = dataclasses.replace(base, **settings)  # type: ignore[arg-type]
+    return LimitSpec(train=train, steps=64, exact=True, sweep=_QUICK_SWEEP, tune_epochs=20)
+
+
+def _cifar(train: TrainSpec, **settings: object) -> LimitSpec:
+    base = LimitSpec(train=train, curvature_examples=2000, steps=128, sweep=_SWEEP, tune_epochs=5)
+    return dataclasses.replace(base, **settings)  # type: ignore[arg-type]
+
+
+_FC = TrainSpec(dataset="cifar10", model="fc5", epochs=200, lr=0.01, l1=5e-5, augment=True)
+_RESNET20 = TrainSpec(dataset="cifar10", model="resnet20", epochs=200, lr=0.1, l1=5e-5, schedule="cosine", augment=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A data set and a network, as one row of the tables.
+
+    Attributes:
+        name: Its name in the tables and on the command line.
+        title: How figures call it.
+        profiles: Profile name to what is run.
+    """
+
+    name: str
+    title: str
+    profiles: dict[str, LimitSpec]
+
+    def spec(self, profile: str, seed: int) -> LimitSpec:
+        """Return the spec of one cell.
+
+        Args:
+            profile: One of ``PROFILES``.
+            seed: Seed of the training.
+
+        Returns:
+            The spec.
+
+        Raises:
+            PruneLimitError: If the profile is unknown or the task does not have it.
+        """
+        if profile not in PROFILES:
+            raise unknown_name("profile", profile, PROFILES)
+        if profile not in self.profiles:
+            raise PruneLimitError(f"profile={profile!r} is not defined for {self.name}: choose {', '.join(self.profiles)}.")
+        base = self.profiles[profile]
+        return dataclasses.replace(base, train=dataclasses.replace(base.train, seed=seed))
+
+
+_TASKS = (
+    Task(
+        "fc5-cifar10",
+        "FC5",
+        {
+            "quick": _quick("fc5-quick"),
+            "laptop": _cifar(_FC),
+            "paper": _cifar(_FC, curvature_examples=None),
+        },
+    ),
+    Task(
+        "fc12-cifar10",
+        "FC12",
+        {
+            "quick": _quick("fc12-quick", epochs=200),
+            "laptop": _cifar(dataclasses.replace(_FC, model="fc12")),
+            "paper": _cifar(dataclasses.replace(_FC, model="fc12"), curvature_examples=None),
+        },
+    ),
+    Task(
+        "resnet20-cifar10",
+        "ResNet20",
+        {
+            "quick": dataclasses.replace(_quick("resnet8-quick", epochs=30, l1=5e-4), exact=False),
+            "laptop": _cifar(dataclasses.replace(_RESNET20, epochs=20), curvature_examples=1000, steps=64, tune_epochs=2),
+            "paper": _cifar(_RESNET20),
+        },
+    ),
+)
+
+TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
+
+
+def find_tasks(names: str | Sequence[str] | None) -> list[Task]:
+    """Look up tasks by name.
+
+    Args:
+        names: One name, several, or ``None`` for all.
+
+    Returns:
+        The tasks, in the given order.
+
+    Raises:
+        PruneLimitError: If a name is unknown.
+    """
+    wanted = list(TASKS) if names is None else [names] if isinstance(names, str) else list(names)
+    for name in wanted:
+        if name not in TASKS:
+            raise unknown_name("task", name, TASKS)
+    return [TASKS[name] for name in wanted]

@@ -1,0 +1,492 @@
+r"""From the effective dimension to the pruning limit.
+
+Conventions: sparsity s is the fraction of the D prunable weights REMOVED, R(s) the distance from the trained weights to
+the point with the ceil(s D) smallest magnitudes set to zero, epsilon the tolerated rise of the training loss. Seen from
+there, the sublevel set spans a cone of statistical dimension :math:`\delta \approx D - d(2 \epsilon / R^2)`, and a
+coordinate subspace that keeps a fraction k of the weights meets it once k D + delta reaches D. The predicted limit is
+the one root of
+
+.. math:: 1 - d\bigl(2 \epsilon / R(s)^2\bigr) / D = s .
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from prunelimit.curvature.operator import Batches, HessianOperator, LossFunction, as_batches, mean_loss
+from prunelimit.curvature.quadrature import Spectrum, spectrum
+from prunelimit.errors import PruneLimitError, unknown_name
+from prunelimit.pruning.magnitude import MagnitudePath, Masks, prunable_parameters
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METHODS = ("formula", "directional", "measured")
+CURVATURES = ("hessian",)
+
+#: Points of the recorded and plotted curve.
+CURVE_POINTS = 1000
+
+#: Examples per batch in the default epsilon, as released.
+EPSILON_BATCH = 128
+
+#: Probability with which the kinematic formula may fail in the reported bounds.
+ETA = 0.01
+
+Dimension = Callable[[np.ndarray], np.ndarray]
+
+
+def effective_dimension(eigenvalues: Tensor | np.ndarray, mu: np.ndarray | float) -> np.ndarray:
+    r"""Compute :math:`d(\mu) = \sum_i |\lambda_i| / (|\lambda_i| + \mu)` exactly.
+
+    Args:
+        eigenvalues: All D of them.
+        mu: One or many positive numbers.
+
+    Returns:
+        Values between 0 and D, of the shape of ``mu``.
+    """
+    magnitudes = np.abs(np.asarray(eigenvalues, dtype=float))
+    points = np.asarray(mu, dtype=float)
+    values = [float((magnitudes / (magnitudes + m)).sum()) for m in points.reshape(-1)]
+    return np.array(values).reshape(points.shape)
+
+
+def removable_fraction(dimension: Dimension, radius: np.ndarray, epsilon: float, total: int) -> np.ndarray:
+    """Compute the largest removable fraction at a distance, 1 - d(2 eps / R^2) / D.
+
+    Args:
+        dimension: Maps an array of mu to d(mu).
+        radius: Distances R, at least zero.
+        epsilon: Tolerated rise of the loss.
+        total: Number of prunable weights, D.
+
+    Returns:
+        Fractions in ``[0, 1]``; one where R is zero.
+    """
+    radius = np.asarray(radius, dtype=float)
+    result = np.ones_like(radius)
+    away = radius > 0
+    with np.errstate(over="ignore"):
+        result[away] = 1 - np.asarray(dimension(2 * epsilon / radius[away] ** 2)) / total
+    return result
+
+
+def solve_limit(distance: np.ndarray, removable: Callable[[np.ndarray], np.ndarray], shift: float = 0.0) -> float:
+    """Find the root of removable(R(s)) + shift = s by bisection over the number of removed weights.
+
+    Args:
+        distance: ``(D + 1,)`` distances R, entry m with m weights removed; not decreasing.
+        removable: Maps distances to removable fractions; not increasing.
+        shift: Added to the fraction, for the lower and upper bound.
+
+    Returns:
+        The largest s = m / D that does not exceed the removable fraction at its own distance.
+    """
+    total = len(distance) - 1
+    low, high = 0, total
+    while low < high:
+        middle = (low + high + 1) // 2
+        if float(removable(distance[middle : middle + 1])[0]) + shift >= middle / total:
+            low = middle
+        else:
+            high = middle - 1
+    return low / total
+
+
+def kinematic_margin(total: int, eta: float = ETA) -> float:
+    r"""Return half the width of the transition window, :math:`\sqrt{8 \log(4 / \eta)} / \sqrt{D}`.
+
+    Source: Amelunxen, Lotz, McCoy and Tropp (2014), the approximate kinematic formula.
+
+    Args:
+        total: Ambient dimension, D.
+        eta: Probability with which the statement may fail.
+
+    Returns:
+        The margin as a fraction of the dimension.
+    """
+    return math.sqrt(8 * math.log(4 / eta)) / math.sqrt(total)
+
+
+@dataclasses.dataclass
+class PruningLimit:
+    """How far a network can be pruned, by one method.
+
+    Attributes:
+        sparsity: The limit: largest fraction of the prunable weights that can be removed.
+        interval: Low and high end of what the numbers allow.
+        epsilon: Tolerated rise of the training loss, in nats.
+        lower: Sparsity below which the theorem promises success; ``None`` for methods without one.
+        upper: Sparsity above which the theorem promises failure; ``None`` for methods without one.
+        radius: Distance R between the trained and the pruned weights at the limit.
+        dimension: Effective dimension d at the limit; ``None`` for methods without one.
+        curve: Columns ``sparsity``, ``radius`` and, by method, ``removable`` (with ``low`` and ``high``) or ``rise``.
+        cost: ``products`` (Hessian products), ``evaluations`` (of the loss) and ``seconds``.
+        method: ``"formula"``, ``"directional"`` or ``"measured"``.
+        total: Number of prunable weights, D.
+        examples: Number of training examples N that the loss was taken over.
+        spectrum: The Lanczos coefficients, for the formula.
+    """
+
+    sparsity: float
+    interval: tuple[float, float]
+    epsilon: float
+    lower: float | None
+    upper: float | None
+    radius: float
+    dimension: float | None
+    curve: pd.DataFrame
+    cost: dict[str, float]
+    method: str
+    total: int
+    examples: int
+    spectrum: Spectrum | None = None
+
+    @property
+    def density(self) -> float:
+        """Fraction of the prunable weights that is kept."""
+        return 1 - self.sparsity
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the interval is narrower than one point."""
+        return self.interval[1] - self.interval[0] < 0.01
+
+    def plot(self) -> Figure:
+        """Draw the curve whose crossing is the limit."""
+        from prunelimit.figures import plot_limit  # figures come after the limit in the order of imports
+
+        return plot_limit(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values: everything but the curve and the spectrum."""
+        names = [f.name for f in dataclasses.fields(self) if f.name not in ("curve", "spectrum")]
+        values = {name: getattr(self, name) for name in names}
+        return values | {"interval": list(self.interval), "density": self.density, "resolved": self.resolved}
+
+    def __repr__(self) -> str:
+        """Say the limit, its interval and what it rests on, in a few lines."""
+        state = "resolved" if self.resolved else "NOT resolved: more steps or probes would narrow it"
+        cost = ", ".join(f"{value:.3g} {name}" for name, value in self.cost.items() if value)
+        lines = [
+            f"PruningLimit by {self.method}: remove at most {self.sparsity:.1%} of {self.total:,} weights",
+            f"  interval   {self.interval[0]:.1%} to {self.interval[1]:.1%} ({state})",
+            f"  epsilon    {self.epsilon:.4g} nats over {self.examples:,} examples, distance R = {self.radius:.4g}",
+        ]
+        if self.lower is not None and self.upper is not None:
+            lines.append(f"  theorem    success below {self.lower:.1%}, failure above {self.upper:.1%}, each with 99 %")
+        return "\n".join([*lines, f"  cost       {cost}"])
+
+    def _repr_html_(self) -> str:
+        """Show the same in a notebook as a table."""
+        rows = [
+            ("limit (fraction removed)", f"{self.sparsity:.1%} of {self.total:,} weights"),
+            ("interval", f"{self.interval[0]:.1%} – {self.interval[1]:.1%}{'' if self.resolved else ' (not resolved)'}"),
+            ("epsilon", f"{self.epsilon:.4g} nats over {self.examples:,} examples"),
+            ("method", self.method),
+        ]
+        cells = "".join(f"<tr><th scope='row'>{name}</th><td>{value}</td></tr>" for name, value in rows)
+        return f"<table><caption>Pruning limit</caption>{cells}</table>"
+
+
+def default_epsilon(model: nn.Module, loss_fn: LossFunction, batches: Batches) -> float:
+    """Return the default epsilon: the standard deviation of the loss over training batches of 128 examples.
+
+    Source: the released code of the fundamental-limit paper.
+
+    Args:
+        model: The trained network.
+        loss_fn: Maps output and targets to the batch's mean loss.
+        batches: The training data; re-cut where batches are tensors, otherwise used as they are.
+
+    Returns:
+        Epsilon in the units of the loss.
+
+    Raises:
+        PruneLimitError: If there are fewer than two batches or their losses are all equal.
+    """
+    if all(isinstance(inputs, Tensor) for inputs, _ in batches):
+        inputs = torch.cat([i for i, _ in batches])
+        targets = torch.cat([t for _, t in batches])
+        whole = len(targets) - len(targets) % EPSILON_BATCH or len(targets)
+        batches = list(zip(inputs[:whole].split(EPSILON_BATCH), targets[:whole].split(EPSILON_BATCH), strict=True))
+    _, losses = mean_loss(model, loss_fn, batches)
+    epsilon = float(np.std(losses, ddof=1)) if len(losses) > 1 else 0.0
+    if not epsilon > 0:
+        raise PruneLimitError("epsilon=None needs at least two batches of 128 examples with different losses: give epsilon.")
+    return epsilon
+
+
+def formula_limit(
+    found: Spectrum, distance: np.ndarray, epsilon: float, *, examples: int = 0, cost: dict[str, float] | None = None
+) -> PruningLimit:
+    """Solve for the limit from Lanczos coefficients and the distances alone: no network, no data.
+
+    Args:
+        found: The spectrum.
+        distance: ``(D + 1,)`` distances R, as in :class:`MagnitudePath`; a coarser, equally spaced curve does too.
+        epsilon: Tolerated rise of the loss.
+        examples: Number of examples behind the spectrum, for the report.
+        cost: What the spectrum cost, for the report.
+
+    Returns:
+        The limit by the theorem's formula. Its interval comes from solving with the high and the low end of d(mu).
+
+    Raises:
+        PruneLimitError: If epsilon is not positive.
+    """
+    check_epsilon(epsilon)
+
+    def by_bound(which: int) -> Callable[[np.ndarray], np.ndarray]:
+        def dimension(mu: np.ndarray) -> np.ndarray:
+            return found.effective_dimension(mu)[which]
+
+        return lambda radius: removable_fraction(dimension, radius, epsilon, found.dimension)
+
+    value = solve_limit(distance, by_bound(0))
+    interval = (solve_limit(distance, by_bound(2)), solve_limit(distance, by_bound(1)))
+    margin = kinematic_margin(found.dimension)
+    grid = np.arange(CURVE_POINTS) / CURVE_POINTS
+    radius = np.interp(grid, np.linspace(0, 1, len(distance)), distance)
+    # A larger dimension removes less: the high end of d is the low end of the fraction.
+    columns = {name: by_bound(which)(radius) for name, which in (("removable", 0), ("low", 2), ("high", 1))}
+    reached = float(distance[round(value * (len(distance) - 1))])
+    at_root = found.dimension * (1 - float(by_bound(0)(np.array([reached]))[0]))
+    return PruningLimit(
+        sparsity=value,
+        interval=(min(interval), max(interval)),
+        epsilon=epsilon,
+        lower=solve_limit(distance, by_bound(0), -margin),
+        upper=solve_limit(distance, by_bound(0), margin),
+        radius=reached,
+        dimension=at_root,
+        curve=pd.DataFrame({"sparsity": grid, "radius": radius, **columns}),
+        cost=cost or {},
+        method="formula",
+        total=found.dimension,
+        examples=examples,
+        spectrum=found,
+    )
+
+
+def check_epsilon(epsilon: float) -> float:
+    """Return epsilon, or say that it must be a positive number.
+
+    Args:
+        epsilon: Tolerated rise of the loss.
+
+    Returns:
+        The same number.
+
+    Raises:
+        PruneLimitError: If it is not positive and finite.
+    """
+    if not (epsilon > 0 and math.isfinite(epsilon)):
+        raise PruneLimitError(f"epsilon={epsilon!r} must be a positive number: the tolerated rise of the training loss.")
+    return float(epsilon)
+
+
+def _bisect(rise: Callable[[float], float], epsilon: float, tolerance: float) -> tuple[float, float, list[tuple[float, float]]]:
+    """Bracket the sparsity at which a rise reaches epsilon; gives the bracket and every point that was evaluated."""
+    low, high, points = 0.0, 1.0, []
+    while high - low > tolerance:
+        middle = (low + high) / 2
+        value = rise(middle)
+        points.append((middle, value))
+        low, high = (middle, high) if value <= epsilon else (low, middle)
+    return low, high, sorted(points)
+
+
+def predict_limit(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: Any,
+    *,
+    epsilon: float | None = None,
+    prunable: Sequence[str] | None = None,
+    curvature: str = "hessian",
+    method: str = "formula",
+    steps: int = 64,
+    probes: int = 1,
+    seed: int = 0,
+    masks: Callable[[float], Masks] | None = None,
+    tolerance: float = 0.001,
+    progress: bool | None = None,
+) -> PruningLimit:
+    """Predict how far a network can be pruned.
+
+    Args:
+        model: Any torch module; left exactly as it was.
+        loss_fn: Maps the model's output and the targets of a batch to the batch's mean loss.
+        data: Training data: an iterable of ``(inputs, targets)`` batches, or a pair of tensors.
+        epsilon: Tolerated rise of the mean loss; by default its standard deviation over batches of 128.
+        prunable: Names of the prunable parameters; by default the weights of linear and convolution layers.
+        curvature: ``"hessian"``: absolute values of the eigenvalues of the Hessian.
+        method: ``"formula"``, the theorem, when you want to know why and by how much; ``"directional"``, the loss's
+            second-order expansion along the pruning path, when you want the better prediction for this one network;
+            ``"measured"``, bisection on the loss itself, when you want the truth for one-shot pruning.
+        steps: Hessian products per probe, for the formula.
+        probes: Random probes, for the formula.
+        seed: Seed of the first probe.
+        masks: Another pruner in place of global magnitude: maps a sparsity to masks.
+        tolerance: Width of the bracket in sparsity at which bisection stops.
+        progress: Whether to show a progress line.
+
+    Returns:
+        The limit with its interval.
+
+    Raises:
+        PruneLimitError: If an argument cannot be used; the message names it and the fix.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> data = torch.randn(32, 4), torch.randn(32, 1)
+        >>> limit = predict_limit(model, torch.nn.functional.mse_loss, data, epsilon=0.1, method="measured")
+        >>> 0 < limit.sparsity < 1
+        True
+    """
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    if curvature not in CURVATURES:
+        raise unknown_name("curvature", curvature, CURVATURES)
+    if not 0 < tolerance < 1:
+        raise PruneLimitError(f"tolerance={tolerance!r} must lie in (0, 1): it is a width in sparsity.")
+    start = time.monotonic()
+    parameters = prunable_parameters(model, prunable)
+    batches = as_batches(data)
+    if epsilon is None:
+        epsilon = default_epsilon(model, loss_fn, batches)
+    check_epsilon(epsilon)
+    path: MagnitudePath | MaskPath
+    path = MagnitudePath(model, prunable) if masks is None else MaskPath(list(parameters), list(parameters.values()), masks)
+    if method == "measured":
+        return _measured(model, loss_fn, batches, path, parameters, epsilon, tolerance, start)
+    operator = HessianOperator(model, loss_fn, batches, prunable=list(parameters))
+    if method == "directional":
+        return _directional(operator, path, epsilon, tolerance, start)
+    found = spectrum(operator, steps=steps, probes=probes, seed=seed, progress=progress)
+    limit = formula_limit(found, path.distance, epsilon, examples=operator.examples)
+    limit.cost = {"products": operator.products, "seconds": time.monotonic() - start}
+    return limit
+
+
+class MaskPath:
+    """The sparse points of any pruner, given by its masks.
+
+    Args:
+        names: Names of the prunable parameters.
+        parameters: The parameters themselves.
+        masks: Maps a sparsity to masks.
+        points: Number of equally spaced sparsities at which the distance is taken.
+    """
+
+    def __init__(
+        self, names: list[str], parameters: list[nn.Parameter], masks: Callable[[float], Masks], points: int = 200
+    ) -> None:
+        self._parameters, self._names, self._masks = parameters, names, masks
+        self.total = sum(p.numel() for p in parameters)
+        curve = [0.0] + [float(self.displacement(k / points).norm()) for k in range(1, points)]
+        everything = math.sqrt(sum(float(p.detach().double().square().sum()) for p in parameters))
+        # A pruner may move closer at a higher sparsity; the theorem only needs the farthest so far.
+        self.distance = np.maximum.accumulate(np.array([*curve, everything]))
+
+    def displacement(self, sparsity: float) -> Tensor:
+        """Return the ``(D,)`` step from the trained weights to the pruned ones."""
+        masks = self._masks(sparsity)
+        missing = set(self._names) - set(masks)
+        if missing:
+            raise PruneLimitError(f"masks({sparsity}) has no mask for {sorted(missing)[0]!r}: return one per prunable parameter.")
+        parts = [
+            (p.detach() * (masks[name].to(p) - 1)).reshape(-1)
+            for name, p in zip(self._names, self._parameters, strict=True)
+        ]
+        return torch.cat(parts)
+
+
+def _search_limit(
+    method: str,
+    rise: Callable[[float], float],
+    path: MagnitudePath | MaskPath,
+    epsilon: float,
+    tolerance: float,
+    examples: int,
+) -> PruningLimit:
+    """Bisect a rise of the loss for epsilon and report the bracket as the interval."""
+    low, high, points = _bisect(rise, epsilon, tolerance)
+    last = len(path.distance) - 1
+    radius = [float(path.distance[math.ceil(s * last)]) for s, _ in points]
+    curve = pd.DataFrame({"sparsity": [s for s, _ in points], "radius": radius, "rise": [r for _, r in points]})
+    return PruningLimit(
+        sparsity=low,
+        interval=(low, high),
+        epsilon=epsilon,
+        lower=None,
+        upper=None,
+        radius=float(path.distance[math.ceil(low * last)]),
+        dimension=None,
+        curve=curve,
+        cost={},
+        method=method,
+        total=path.total,
+        examples=examples,
+    )
+
+
+def _directional(
+    operator: HessianOperator, path: MagnitudePath | MaskPath, epsilon: float, tolerance: float, start: float
+) -> PruningLimit:
+    """Solve g'd + d'Hd / 2 = eps along the pruning path; the gradient stays in, L1 training leaves it non-zero."""
+    gradient = operator.gradient.double()
+
+    def rise(sparsity: float) -> float:
+        step = path.displacement(sparsity)
+        curved = (operator @ step).double()
+        return float(gradient @ step.double() + step.double() @ curved / 2)
+
+    limit = _search_limit("directional", rise, path, epsilon, tolerance, operator.examples)
+    limit.cost = {"products": operator.products, "seconds": time.monotonic() - start}
+    return limit
+
+
+@torch.no_grad()
+def _measured(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Batches,
+    path: MagnitudePath | MaskPath,
+    parameters: dict[str, nn.Parameter],
+    epsilon: float,
+    tolerance: float,
+    start: float,
+) -> PruningLimit:
+    """Prune for real, evaluate for real; the weights are put back whatever happens."""
+    kept = {name: p.detach().clone() for name, p in parameters.items()}
+    dense, _ = mean_loss(model, loss_fn, batches)
+    if not math.isfinite(dense):
+        raise PruneLimitError(f"loss_fn returned {dense} on the dense model: check the data and the weights for NaN.")
+
+    def rise(sparsity: float) -> float:
+        step, offset = path.displacement(sparsity), 0
+        for name, p in parameters.items():
+            p.copy_(kept[name] + step[offset : offset + p.numel()].reshape(p.shape))
+            offset += p.numel()
+        return mean_loss(model, loss_fn, batches)[0] - dense
+
+    try:
+        limit = _search_limit("measured", rise, path, epsilon, tolerance, sum(len(t) for _, t in batches))
+    finally:
+        for name, p in parameters.items():
+            p.copy_(kept[name])
+    limit.cost = {"evaluations": len(limit.curve) + 1, "seconds": time.monotonic() - start}
+    return limit

@@ -91,10 +91,14 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
         for name, digest in index["files"].items():
             raw = (path / name).read_bytes()
             if sha256(raw) != digest:
-                raise PruneLimitError(f"checkpoint={str(path)!r} is corrupted ({name}): delete that folder and run again.")
+                raise PruneLimitError(
+                    f"checkpoint={str(path)!r} is corrupted ({name}): delete that folder and run again."
+                )
             pieces.update(load(raw))
     except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise PruneLimitError(f"checkpoint={str(path)!r} cannot be read ({error}): delete that folder and run again.") from error
+        raise PruneLimitError(
+            f"checkpoint={str(path)!r} cannot be read ({error}): delete that folder and run again."
+        ) from error
     tensors = {name: torch.empty(0) for name in index["tensors"]}
     parts: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in tensors}
     for key, piece in pieces.items():

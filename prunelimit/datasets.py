@@ -162,7 +162,9 @@ class DeviceSplit:
         # One multiply-add per pixel: (x / scale - mean) / std.
         gain = 1 / (scale * torch.tensor(std, device=self.device))
         self._gain = gain.reshape(1, -1, 1, 1)
-        self._shift = (-torch.tensor(mean, device=self.device) / torch.tensor(std, device=self.device)).reshape(1, -1, 1, 1)
+        self._shift = (-torch.tensor(mean, device=self.device) / torch.tensor(std, device=self.device)).reshape(
+            1, -1, 1, 1
+        )
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -198,7 +200,9 @@ class DeviceSplit:
         """
         permutation = None if order is None else torch.randperm(len(self), generator=order).to(self.device)
         for start in range(0, len(self), batch_size):
-            chosen = slice(start, start + batch_size) if permutation is None else permutation[start : start + batch_size]
+            chosen = (
+                slice(start, start + batch_size) if permutation is None else permutation[start : start + batch_size]
+            )
             images = self.images[chosen]
             if augment is not None:
                 images = crop_and_flip(images, augment)
@@ -362,7 +366,9 @@ def prepare_dataset(name: str, home: Path | None = None, *, origin: Path | None 
         splits = _cifar_archive(files[0]) if name.startswith("cifar") else _idx_splits(files)
     for (split, (images, labels)), digest in zip(splits.items(), source.digests, strict=True):
         if content_digest(images, labels) != digest:
-            raise PruneLimitError(f"origin={str(origin or home)!r} does not hold the official {name} ({split}): get it again.")
+            raise PruneLimitError(
+                f"origin={str(origin or home)!r} does not hold the official {name} ({split}): get it again."
+            )
         for kind, array in (("images", images), ("labels", labels)):
             with atomic_file(home / f"{split}_{kind}.npy") as temporary, open(temporary, "wb") as file:
                 np.save(file, np.ascontiguousarray(array), allow_pickle=False)
@@ -382,9 +388,11 @@ def _official_file(name: str, file: str, home: Path, origin: Path | None, downlo
 
         try:
             return Path(
-                pooch.retrieve(source.base + file, f"md5:{source.files[file]}", file, make_folder(home), progressbar=True)
+                pooch.retrieve(
+                    source.base + file, f"md5:{source.files[file]}", file, make_folder(home), progressbar=True
+                )
             )
-        except Exception as error:  # noqa: BLE001 - whatever pooch or the network raises, the advice is the same
+        except Exception as error:
             problem = f"downloading failed ({error.__class__.__name__})"
     raise PruneLimitError(
         f"dataset={name!r}: {file} is not on this machine and {problem}. Put it into {home} (from {source.base}{file}), or set "

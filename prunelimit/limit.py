@@ -191,7 +191,10 @@ class PruningLimit:
         """Show the same in a notebook as a table."""
         rows = [
             ("limit (fraction removed)", f"{self.sparsity:.1%} of {self.total:,} weights"),
-            ("interval", f"{self.interval[0]:.1%} – {self.interval[1]:.1%}{'' if self.resolved else ' (not resolved)'}"),
+            (
+                "interval",
+                f"{self.interval[0]:.1%} – {self.interval[1]:.1%}{'' if self.resolved else ' (not resolved)'}",
+            ),
             ("epsilon", f"{self.epsilon:.4g} nats over {self.examples:,} examples"),
             ("method", self.method),
         ]
@@ -223,7 +226,9 @@ def default_epsilon(model: nn.Module, loss_fn: LossFunction, batches: Batches) -
     _, losses = mean_loss(model, loss_fn, batches)
     epsilon = float(np.std(losses, ddof=1)) if len(losses) > 1 else 0.0
     if not epsilon > 0:
-        raise PruneLimitError("epsilon=None needs at least two batches of 128 examples with different losses: give epsilon.")
+        raise PruneLimitError(
+            "epsilon=None needs at least two batches of 128 examples with different losses: give epsilon."
+        )
     return epsilon
 
 
@@ -292,11 +297,15 @@ def check_epsilon(epsilon: float) -> float:
         PruneLimitError: If it is not positive and finite.
     """
     if not (epsilon > 0 and math.isfinite(epsilon)):
-        raise PruneLimitError(f"epsilon={epsilon!r} must be a positive number: the tolerated rise of the training loss.")
+        raise PruneLimitError(
+            f"epsilon={epsilon!r} must be a positive number: the tolerated rise of the training loss."
+        )
     return float(epsilon)
 
 
-def _bisect(rise: Callable[[float], float], epsilon: float, tolerance: float) -> tuple[float, float, list[tuple[float, float]]]:
+def _bisect(
+    rise: Callable[[float], float], epsilon: float, tolerance: float
+) -> tuple[float, float, list[tuple[float, float]]]:
     """Bracket the sparsity at which a rise reaches epsilon; gives the bracket and every point that was evaluated."""
     low, high, points = 0.0, 1.0, []
     while high - low > tolerance:
@@ -369,7 +378,11 @@ def predict_limit(
         epsilon = default_epsilon(model, loss_fn, batches)
     check_epsilon(epsilon)
     path: MagnitudePath | MaskPath
-    path = MagnitudePath(model, prunable) if masks is None else MaskPath(list(parameters), list(parameters.values()), masks)
+    path = (
+        MagnitudePath(model, prunable)
+        if masks is None
+        else MaskPath(list(parameters), list(parameters.values()), masks)
+    )
     if method == "measured":
         return _measured(model, loss_fn, batches, path, parameters, epsilon, tolerance, start)
     operator = HessianOperator(model, loss_fn, batches, prunable=list(parameters))
@@ -406,7 +419,9 @@ class MaskPath:
         masks = self._masks(sparsity)
         missing = set(self._names) - set(masks)
         if missing:
-            raise PruneLimitError(f"masks({sparsity}) has no mask for {sorted(missing)[0]!r}: return one per prunable parameter.")
+            raise PruneLimitError(
+                f"masks({sparsity}) has no mask for {sorted(missing)[0]!r}: return one per prunable parameter."
+            )
         parts = [
             (p.detach() * (masks[name].to(p) - 1)).reshape(-1)
             for name, p in zip(self._names, self._parameters, strict=True)

@@ -6,6 +6,7 @@ are zero. Only the weight matrices of linear and convolution layers are prunable
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -25,7 +26,7 @@ def mlp(widths: list[int]) -> nn.Sequential:
         A network from ``(N, ...)`` inputs with ``widths[0]`` entries each to ``(N, widths[-1])`` logits.
     """
     layers: list[nn.Module] = [nn.Flatten()]
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -181,7 +181,9 @@ class _Loop:
                 right += (logits.detach().argmax(1) == labels).sum()
         mean_loss = float(loss_sum) / len(self.data)
         if not math.isfinite(mean_loss):
-            raise PruneLimitError(f"lr={spec.lr!r}: the loss became {mean_loss} in epoch {number + 1}; lower lr or add warm-up.")
+            raise PruneLimitError(
+                f"lr={spec.lr!r}: the loss became {mean_loss} in epoch {number + 1}; lower lr or add warm-up."
+            )
         entry = {
             "epoch": number + 1,
             "lr": self.optimiser.param_groups[0]["lr"],
@@ -297,5 +299,3 @@ def train(
     data, test = dataset.on_device("train", device, spec.train_size), dataset.on_device("test", device)
     history = fit(model, data, spec, test=test, folder=folder, deadline=deadline, progress=progress)
     return TrainedModel(model, spec, copy.deepcopy(history))
-
-

@@ -53,7 +53,9 @@ def sphere_vector(dimension: int, seed: int, device: torch.device | str = "cpu")
     return (vector / vector.norm()).to(device)
 
 
-def lanczos(operator: SymmetricOperator, start: Tensor, steps: int, *, progress: ProgressLine | None = None) -> Tridiagonal:
+def lanczos(
+    operator: SymmetricOperator, start: Tensor, steps: int, *, progress: ProgressLine | None = None
+) -> Tridiagonal:
     """Run Lanczos, reorthogonalising each new vector twice against all earlier ones.
 
     Use it for the quadrature of one probe. The basis takes ``steps * D`` numbers of memory.

@@ -66,7 +66,9 @@ def as_batches(data: Any, batch_size: int = 1000) -> Batches:
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         inputs, targets = data
         if len(inputs) != len(targets):
-            raise PruneLimitError(f"data has {len(inputs)} inputs and {len(targets)} targets: give one target per input.")
+            raise PruneLimitError(
+                f"data has {len(inputs)} inputs and {len(targets)} targets: give one target per input."
+            )
         batches = list(zip(inputs.split(batch_size), targets.split(batch_size), strict=True))
     else:
         try:
@@ -166,7 +168,9 @@ class HessianOperator:
                 with saved.hooks:
                     loss = self.loss_fn(self.model(inputs), targets)
                 if loss.ndim:
-                    raise PruneLimitError(f"loss_fn returned shape {tuple(loss.shape)}: return the mean loss, a scalar.")
+                    raise PruneLimitError(
+                        f"loss_fn returned shape {tuple(loss.shape)}: return the mean loss, a scalar."
+                    )
                 if not bool(torch.isfinite(loss)):
                     raise PruneLimitError(f"loss_fn returned {loss.item()}: check the data and the weights for NaN.")
                 share = len(targets) / self.examples
@@ -231,7 +235,9 @@ class HessianOperator:
             PruneLimitError: If the number of rows is not D.
         """
         if vectors.ndim not in (1, 2) or vectors.shape[0] != self.dimension:
-            raise PruneLimitError(f"vectors has shape {tuple(vectors.shape)}: give ({self.dimension},) or ({self.dimension}, k).")
+            raise PruneLimitError(
+                f"vectors has shape {tuple(vectors.shape)}: give ({self.dimension},) or ({self.dimension}, k)."
+            )
         columns = vectors.to(self.device, self.dtype).reshape(self.dimension, -1)
         sizes = [p.numel() for p in self.parameters]
         split = [
@@ -261,7 +267,9 @@ class HessianOperator:
                 result[:, k] += share * self._flat(rows)
         self.products += columns.shape[1]
         if not bool(torch.isfinite(result).all()):
-            raise PruneLimitError("the Hessian product is NaN or infinite: use dtype float64, or check weights and data.")
+            raise PruneLimitError(
+                "the Hessian product is NaN or infinite: use dtype float64, or check weights and data."
+            )
         return result.reshape(vectors.shape)
 
     def dense(self) -> Tensor:
@@ -274,7 +282,9 @@ class HessianOperator:
             PruneLimitError: If it would have more than 20,000 rows.
         """
         if self.dimension > 20_000:
-            raise PruneLimitError(f"model has {self.dimension} prunable weights: a dense Hessian is made up to 20000 only.")
+            raise PruneLimitError(
+                f"model has {self.dimension} prunable weights: a dense Hessian is made up to 20000 only."
+            )
         blocks = []
         for start in range(0, self.dimension, 512):
             width = min(512, self.dimension - start)
@@ -285,7 +295,9 @@ class HessianOperator:
         return (matrix + matrix.T) / 2
 
 
-def mean_loss(model: nn.Module, loss_fn: LossFunction, batches: Iterable[tuple[Any, Tensor]]) -> tuple[float, list[float]]:
+def mean_loss(
+    model: nn.Module, loss_fn: LossFunction, batches: Iterable[tuple[Any, Tensor]]
+) -> tuple[float, list[float]]:
     """Measure the loss over batches, each counted by its size, in evaluation mode.
 
     Args:

@@ -1,0 +1,1 @@
+"""Experiments: the catalogue of tasks, their specs, runs, records and tables."""

@@ -74,7 +74,9 @@ class Task:
         if profile not in PROFILES:
             raise unknown_name("profile", profile, PROFILES)
         if profile not in self.profiles:
-            raise PruneLimitError(f"profile={profile!r} is not defined for {self.name}: choose {', '.join(self.profiles)}.")
+            raise PruneLimitError(
+                f"profile={profile!r} is not defined for {self.name}: choose {', '.join(self.profiles)}."
+            )
         base = self.profiles[profile]
         return dataclasses.replace(base, train=dataclasses.replace(base.train, seed=seed))
 
@@ -103,7 +105,9 @@ _TASKS = (
         "ResNet20",
         {
             "quick": dataclasses.replace(_quick("resnet8-quick", epochs=30, l1=5e-4), exact=False),
-            "laptop": _cifar(dataclasses.replace(_RESNET20, epochs=20), curvature_examples=1000, steps=64, tune_epochs=2),
+            "laptop": _cifar(
+                dataclasses.replace(_RESNET20, epochs=20), curvature_examples=1000, steps=64, tune_epochs=2
+            ),
             "paper": _cifar(_RESNET20),
         },
     ),

@@ -125,10 +125,15 @@ def run_limit(
         if spec.train.model.endswith("-quick"):
             torch.set_num_threads(1)  # layers this small only wait for a second thread, for ever on a busy machine
         checkpoints = folder / "checkpoints" if fresh else None
-        trained = train(spec.train, device=device, dataset=dataset, folder=checkpoints, deadline=deadline, progress=progress)
+        trained = train(
+            spec.train, device=device, dataset=dataset, folder=checkpoints, deadline=deadline, progress=progress
+        )
         if len(trained.history) < spec.train.epochs:
             return None
-        splits = {name: dataset.on_device(name, device, spec.train.train_size if name == "train" else None) for name in ("train", "test")}
+        splits = {
+            name: dataset.on_device(name, device, spec.train.train_size if name == "train" else None)
+            for name in ("train", "test")
+        }
         body = _measure(spec, trained, splits["train"], splits["test"], steps, progress)
         record = {
             "label": label or {},
@@ -194,14 +199,19 @@ def _measure(
         "accuracy": steps("accuracy", accuracies),
         "sweep": steps("sweep", points),
         "history": [
-            {k: e[k] for k in ("epoch", "loss", "accuracy", "test_loss", "test_accuracy") if k in e} for e in trained.history
+            {k: e[k] for k in ("epoch", "loss", "accuracy", "test_loss", "test_accuracy") if k in e}
+            for e in trained.history
         ],
     }
     if spec.exact:
         body["exact"] = steps("exact", lambda: _exact(trained, sample, path, epsilon))
     if spec.tune_epochs:
         tune = dataclasses.replace(
-            spec.train, epochs=spec.tune_epochs, seed=spec.train.seed + 1000, schedule="constant", warmup_epochs=0,
+            spec.train,
+            epochs=spec.tune_epochs,
+            seed=spec.train.seed + 1000,
+            schedule="constant",
+            warmup_epochs=0,
             lr=trained.history[-1]["lr"] if trained.history[-1]["lr"] > 0 else spec.train.lr,
         )
         guess = min(max(body["measured"]["sparsity"], 0.05), 0.95)

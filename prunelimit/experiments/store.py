@@ -69,6 +69,7 @@ def load_record(experiment: str, spec: Spec) -> dict[str, Any] | None:
         PruneLimitError: If the file is not the record that was written.
     """
     path = record_path(experiment, spec)
+    _trace(path)
     if not path.is_file():
         return None
     try:
@@ -77,8 +78,21 @@ def load_record(experiment: str, spec: Spec) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         intact = False
     if not intact:
-        raise PruneLimitError(f"record={str(path)!r} is corrupted: restore it from version control, or delete it and run again.")
+        raise PruneLimitError(
+            f"record={str(path)!r} is corrupted: restore it from version control, or delete it and run again."
+        )
     return record
+
+
+def _trace(path: Path) -> None:
+    """Note that a record was looked for, in the file that ``$PRUNELIMIT_TRACE`` names.
+
+    The book builder executes a notebook again when a record that it looked for, found or not, has changed.
+    """
+    target = os.environ.get("PRUNELIMIT_TRACE")
+    if target:
+        with open(target, "a", encoding="utf-8") as file:
+            file.write(f"{path}\n")
 
 
 def provenance(device: str, threads: int) -> dict[str, Any]:
@@ -100,7 +114,9 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
     commit, changed = None, None
     if root is not None:
         commit = _git(root, "rev-parse", "HEAD")
-        changed = bool(_git(root, "status", "--porcelain", "--untracked-files=no", "--", "prunelimit")) if commit else None
+        changed = (
+            bool(_git(root, "status", "--porcelain", "--untracked-files=no", "--", "prunelimit")) if commit else None
+        )
     name = torch.cuda.get_device_name(0) if device.startswith("cuda") else (platform.processor() or platform.machine())
     return {
         "commit": commit,

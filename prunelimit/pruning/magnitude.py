@@ -66,7 +66,9 @@ def prunable_parameters(model: nn.Module, prunable: Sequence[str] | None = None)
         if not bool(torch.isfinite(named[name]).all()):
             raise PruneLimitError(f"model has NaN or infinite weights in {name!r}: load finite weights before pruning.")
     if not chosen:
-        raise PruneLimitError("prunable=[] names no parameter: leave it out to prune all linear and convolution weights.")
+        raise PruneLimitError(
+            "prunable=[] names no parameter: leave it out to prune all linear and convolution weights."
+        )
     return {name: p for name, p in named.items() if name in chosen}
 
 

@@ -55,7 +55,11 @@ class SweepPoint:
 
 
 def sweep(
-    model: nn.Module, train: DeviceSplit, test: DeviceSplit, sparsities: Iterable[float], path: MagnitudePath | None = None
+    model: nn.Module,
+    train: DeviceSplit,
+    test: DeviceSplit,
+    sparsities: Iterable[float],
+    path: MagnitudePath | None = None,
 ) -> list[SweepPoint]:
     """Prune once per sparsity and evaluate, without any retraining.
 
@@ -78,7 +82,11 @@ def sweep(
 
 
 def largest_sparsity(
-    model: nn.Module, test: DeviceSplit, accuracies: dict[str, float], step: float = 0.001, path: MagnitudePath | None = None
+    model: nn.Module,
+    test: DeviceSplit,
+    accuracies: dict[str, float],
+    step: float = 0.001,
+    path: MagnitudePath | None = None,
 ) -> dict[str, float]:
     """Find the largest sparsity on a grid at which the test accuracy still reaches given values.
 

@@ -1,0 +1,364 @@
+"""The command line. Every command prints one sentence and exits with status 2 when its input can be mended."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from prunelimit.errors import PruneLimitError, unknown_name
+
+app = typer.Typer(
+    name="prunelimit",
+    help="How far can a neural network be pruned? Predict it, measure it, read the book.\n\n"
+    "Start with `prunelimit predict --model fc5-quick --data digits`, which trains a small network and predicts its limit "
+    "in seconds. `prunelimit status` shows which experiments are recorded.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+out = Console()
+
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")]
+
+
+def _checkout() -> Path:
+    from prunelimit.experiments.store import repository
+
+    root = repository()
+    if root is None:
+        raise PruneLimitError("the book is not here: clone the repository and run `make book` in it.")
+    return root
+
+
+def _check_device(device: str) -> str:
+    import torch
+
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise PruneLimitError(f"device={device!r} is not available on this machine: use --device cpu.")
+    return device
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        str, typer.Option(help="A network of the catalogue (it is trained first if need be), or FILE.safetensors.")
+    ],
+    data: Annotated[str, typer.Option(help="Data set, for example digits or cifar10.")],
+    arch: Annotated[str, typer.Option(help="Network that FILE.safetensors belongs to, for example fc5.")] = "",
+    method: Annotated[str, typer.Option(help="formula (the theorem), directional, or measured.")] = "formula",
+    epsilon: Annotated[
+        float | None,
+        typer.Option(help="Tolerated rise of the training loss in nats. Default: its spread over batches."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Hessian products per probe; more steps narrow the interval.")] = 64,
+    probes: Annotated[int, typer.Option(help="Random probes; more probes reduce noise on small networks.")] = 1,
+    examples: Annotated[int, typer.Option(help="Training images to use; 0 for all.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of the probes and of the training.")] = 0,
+    device: Device = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+) -> None:
+    """Predict how far a network can be pruned.
+
+    Example: `prunelimit predict --model fc5-quick --data digits --method directional`
+    """
+    from torch.nn.functional import cross_entropy
+
+    from prunelimit.datasets import load_dataset
+    from prunelimit.limit import predict_limit
+
+    _check_device(device)
+    dataset = load_dataset(data)
+    network = _load_network(model, arch, dataset, seed, device)
+    split = dataset.on_device("train", device)
+    count = min(examples, len(split)) if examples else len(split)
+    limit = predict_limit(
+        network,
+        cross_entropy,
+        split.tensors(count),
+        epsilon=epsilon,
+        method=method,
+        steps=steps,
+        probes=probes,
+        seed=seed,
+        progress=not as_json,
+    )
+    if as_json:
+        print(json.dumps(limit.to_dict()))
+    else:
+        out.print(str(limit), highlight=False)
+
+
+def _load_network(model: str, arch: str, dataset: Any, seed: int, device: str) -> Any:
+    """Give the trained network that a name or a file stands for."""
+    from prunelimit.experiments.catalogue import PROFILES, TASKS
+    from prunelimit.models import MODELS
+    from prunelimit.training import train
+
+    if model.endswith(".safetensors"):
+        return _load_weights(Path(model), arch, dataset).to(device)
+    if model not in MODELS:
+        raise unknown_name("model", model, MODELS)
+    for task in TASKS.values():
+        for profile in reversed(PROFILES):
+            if profile in task.profiles:
+                spec = task.spec(profile, seed).train
+                if (spec.model, spec.dataset) == (model, dataset.name):
+                    return train(spec, device=device, dataset=dataset, progress=True).model.eval()
+    raise PruneLimitError(
+        f"model={model!r} has no recipe for {dataset.name}: give trained weights, --model FILE.safetensors --arch {model}."
+    )
+
+
+def _load_weights(path: Path, arch: str, dataset: Any) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from prunelimit.models import build_model
+
+    if not path.is_file():
+        raise PruneLimitError(f"model={str(path)!r} is not a file: give the path of a safetensors file.")
+    if not arch:
+        raise PruneLimitError(f"arch is missing: say which network {path.name} belongs to, for example --arch fc5.")
+    network = build_model(arch, input_shape=dataset.image_shape, num_classes=dataset.num_classes)
+    try:
+        network.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise PruneLimitError(
+            f"model={str(path)!r} does not fit {arch} on {dataset.name}: {str(error).splitlines()[0]}"
+        ) from error
+    return network.eval()
+
+
+@app.command()
+def run(
+    experiment: Annotated[str, typer.Argument(help="A task of the catalogue (see `status`), or all.")] = "all",
+    profile: Annotated[
+        str, typer.Option(help="quick (digits, seconds), laptop (CIFAR-10 on a CPU) or paper (one GPU).")
+    ] = "quick",
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
+    missing: Annotated[bool, typer.Option("--missing", help="Say nothing of cells that are recorded already.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Compute recorded cells anew and replace their records.")
+    ] = False,
+    time_budget: Annotated[
+        float | None, typer.Option(help="Seconds after which nothing new is begun; call again to go on.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads for torch; 0 leaves its choice.")] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Train, prune, predict and measure; write one record per seed into results/.
+
+    A run may be stopped at any moment, by any means: the next call goes on from the last finished epoch or step.
+
+    Example: `prunelimit run fc5-cifar10 --profile laptop --seeds 3 --missing --time-budget 540`
+    """
+    import torch
+
+    from prunelimit.experiments.catalogue import PROFILES, find_tasks
+    from prunelimit.experiments.runner import EXPERIMENT, check_seeds, run_limit
+    from prunelimit.experiments.store import load_record
+
+    _check_device(device)
+    if profile not in PROFILES:
+        raise unknown_name("profile", profile, PROFILES)
+    if time_budget is not None and time_budget <= 0:
+        raise PruneLimitError(f"time_budget={time_budget!r} must be positive: it is a number of seconds.")
+    if threads:
+        torch.set_num_threads(threads)
+    deadline = None if time_budget is None else time.monotonic() + time_budget
+    tasks = [
+        t
+        for t in find_tasks(None if experiment == "all" else experiment)
+        if experiment != "all" or profile in t.profiles
+    ]
+    for task in tasks:
+        for seed in check_seeds(seeds):
+            spec, name = task.spec(profile, seed), f"{task.name} {profile} seed {seed}"
+            recorded = load_record(EXPERIMENT, spec) is not None
+            if recorded and not again:
+                if not missing:
+                    out.print(f"{name}: recorded already ({spec.hash}); --again computes it anew")
+                continue
+            start = time.monotonic()
+            label = {"task": task.name, "profile": profile}
+            record = run_limit(spec, label=label, device=device, deadline=deadline, fresh=recorded, progress=True)
+            if record is None:
+                out.print(f"{name}: out of time; call again to go on")
+                return
+            limit = record["measured"]["sparsity"]
+            out.print(f"{name}: recorded ({spec.hash}), measured limit {limit:.1%}, {time.monotonic() - start:.0f} s")
+
+
+@app.command()
+def figure(
+    name: Annotated[
+        str, typer.Argument(help="A notebook: fig02, fig4, tab01, ...; or answer, the picture on the landing page.")
+    ],
+    profile: Annotated[str, typer.Option(help="Profile shown beside the best recorded one.")] = "quick",
+    folder: Annotated[Path, typer.Option(help="Where to put the executed notebook and its pictures.")] = Path(
+        "figures"
+    ),
+) -> None:
+    """Execute one notebook of the book and keep its pictures.
+
+    Example: `prunelimit figure fig4`
+    """
+    import base64
+    import re
+
+    from prunelimit.book import Builder
+    from prunelimit.files import atomic_file
+
+    short = re.fullmatch(r"([a-z]+)(\d)", name)
+    name = f"{short[1]}0{short[2]}" if short else name
+    builder = Builder(_checkout())
+    if name == "answer":
+        with atomic_file(folder / "limit.svg") as temporary:
+            temporary.write_bytes(builder.picture())
+        out.print(f"{folder / 'limit.svg'}")
+        return
+    builder.executed = folder.resolve()
+    builder.execute([name], {"profile": profile})
+    cells = json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    pictures = [o["data"]["image/png"] for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    for number, picture in enumerate(pictures, 1):
+        (folder / f"{name}-{number}.png").write_bytes(base64.b64decode(picture))
+    out.print(f"{folder / name}.ipynb and {len(pictures)} picture(s)")
+
+
+@app.command()
+def book() -> None:
+    """Execute the notebooks that changed and build the book into _build/html.
+
+    Example: `prunelimit book`
+    """
+    from prunelimit.book import Builder, NotebookFailed
+
+    try:
+        Builder(_checkout()).build()
+    except NotebookFailed as error:
+        print(error, file=sys.stderr)
+        print("the book was not built; the last good one is untouched.", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="Data set to prepare; leave it out to list them.")] = "",
+    origin: Annotated[
+        Path | None, typer.Option("--from", help="Folder with the official files, in place of a download.")
+    ] = None,
+) -> None:
+    """List the data sets, or prepare one: find or download its files, verify them, convert them once.
+
+    Example: `prunelimit data cifar10`
+    """
+    from prunelimit.datasets import DATASETS, SOURCES, load_dataset, prepare_dataset
+    from prunelimit.files import data_folder
+
+    if name:
+        if origin is not None:
+            if not origin.is_dir():
+                raise PruneLimitError(f"--from={str(origin)!r} is not a folder: give the one with the official files.")
+            prepare_dataset(name, origin=origin)
+        found = load_dataset(name)
+        out.print(
+            f"{name}: {len(found.labels['train']):,} training and {len(found.labels['test']):,} test images, verified"
+        )
+        return
+    table = Table("data set", "state", title=f"data folder: {data_folder()}")
+    for known in DATASETS:
+        there = known not in SOURCES or (data_folder() / known / "train_images.npy").is_file()
+        table.add_row(known, "part of scikit-learn" if known not in SOURCES else "ready" if there else "not here yet")
+    out.print(table)
+
+
+@app.command()
+def status(seeds: Annotated[int, typer.Option(help="How many seeds to look for.")] = 3) -> None:
+    """Show the catalogue: which cells are recorded, by task and profile.
+
+    Example: `prunelimit status`
+    """
+    from prunelimit.experiments.catalogue import PROFILES, TASKS
+    from prunelimit.experiments.runner import EXPERIMENT, check_seeds
+    from prunelimit.experiments.store import load_record, results_folder
+
+    table = Table("task", *reversed(PROFILES), title=f"recorded seeds in {results_folder()}")
+    for task in TASKS.values():
+        row = []
+        for profile in reversed(PROFILES):
+            if profile not in task.profiles:
+                row.append("-")
+                continue
+            there = [s for s in check_seeds(seeds) if load_record(EXPERIMENT, task.spec(profile, s))]
+            row.append(f"{len(there)} of {seeds}" if there else "none")
+        table.add_row(task.name, *row)
+    out.print(table)
+    out.print("fill a cell with: prunelimit run TASK --profile PROFILE --missing")
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation: versions, device, folders, records and the tools the book needs.
+
+    Example: `prunelimit doctor`
+    """
+    import importlib.util
+    import platform
+
+    import torch
+
+    from prunelimit.experiments.catalogue import SEEDS, TASKS
+    from prunelimit.experiments.runner import EXPERIMENT
+    from prunelimit.experiments.store import load_record, repository
+    from prunelimit.files import cache_folder, data_folder, make_folder
+
+    problems = []
+
+    def attempt(what: str, action: Any) -> str:
+        try:
+            return str(action())
+        except PruneLimitError as error:
+            problems.append(str(error))
+            return f"problem: {what}"
+
+    def count_records() -> str:
+        specs = [task.spec(profile, seed) for task in TASKS.values() for profile in task.profiles for seed in SEEDS]
+        return f"{sum(load_record(EXPERIMENT, spec) is not None for spec in specs)} of {len(specs)} cells recorded, all intact"
+
+    table = Table("what", "found", title="prunelimit doctor")
+    table.add_row("python", platform.python_version())
+    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    table.add_row("torch", f"{torch.__version__}, {torch.get_num_threads()} threads, GPU: {cuda}")
+    table.add_row("cache", attempt("cache", lambda: make_folder(cache_folder())))
+    table.add_row("data", attempt("data", lambda: make_folder(data_folder())))
+    table.add_row("records", attempt("records", count_records))
+    table.add_row("checkout", str(repository() or "none: the book cannot be built from here"))
+    absent = [m for m in ("papermill", "jupyter_book", "sphinx_proof") if importlib.util.find_spec(m) is None]
+    table.add_row(
+        "book tools", "all there" if not absent else f"missing: {', '.join(absent)} (pip install 'prunelimit[book]')"
+    )
+    out.print(table)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    raise typer.Exit(2 if problems else 0)
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend is one sentence and exit status 2."""
+    try:
+        app()
+    except PruneLimitError as error:
+        print(f"prunelimit: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""From records to tidy data frames: every number that a page shows passes through here."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prunelimit.curvature.quadrature import Spectrum
+from prunelimit.errors import unknown_name
+from prunelimit.experiments.catalogue import PROFILES, Task, find_tasks
+from prunelimit.experiments.runner import EXPERIMENT, run_limit
+from prunelimit.experiments.specs import LimitSpec
+from prunelimit.experiments.store import load_record
+from prunelimit.limit import PruningLimit, formula_limit
+
+#: Grid onto which the recorded 1,001 distances are interpolated before the root is sought.
+FINE_GRID = 20_001
+
+#: Column of the limits table to what a reader sees.
+MEASURES = {
+    "formula": "formula (the theorem)",
+    "directional": "directional (second order)",
+    "measured": "measured: loss within ε",
+    "accuracy": "measured: accuracy ≥ dense",
+    "accuracy_slack": "measured: accuracy ≥ dense − 0.1",
+    "fine_tuned": "measured after fine-tuning",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One recorded run of the catalogue.
+
+    Attributes:
+        task: The task.
+        profile: The profile it was run in.
+        seed: The training seed.
+        spec: What was run.
+        record: What came out.
+    """
+
+    task: Task
+    profile: str
+    seed: int
+    spec: LimitSpec
+    record: dict[str, Any]
+
+    @functools.cached_property
+    def limit(self) -> PruningLimit:
+        """The formula's limit, solved now from the recorded Lanczos coefficients and distances."""
+        radius = np.array(self.record["radius"])
+        fine = np.interp(np.linspace(0, 1, FINE_GRID), np.linspace(0, 1, len(radius)), radius)
+        found = Spectrum.from_dict(self.record["spectrum"])
+        cost = {"products": self.record["spectrum"]["products"], "seconds": self.record["seconds"]["spectrum"]}
+        examples = self.record["spectrum"]["examples"]
+        return formula_limit(found, fine, self.record["epsilon"], examples=examples, cost=cost)
+
+    @property
+    def title(self) -> str:
+        """Name of the network, the data it saw and the profile."""
+        return f"{self.task.title} on {self.spec.train.dataset} ({self.profile})"
+
+
+def load_cells(
+    tasks: str | Sequence[str] | None = None,
+    profile: str = "best",
+    seeds: Sequence[int] = (0, 1, 2),
+    *,
+    run_missing: bool = False,
+) -> list[Cell]:
+    """Load the recorded cells of some tasks.
+
+    Args:
+        tasks: Task names; ``None`` for all.
+        profile: A profile, or ``"best"`` for the most faithful one of which every task has a record.
+        seeds: Training seeds.
+        run_missing: Whether to run cells without a record now; meant for the quick profile.
+
+    Returns:
+        The cells that there are, ordered by task and seed.
+
+    Raises:
+        PruneLimitError: If a task or the profile is unknown.
+    """
+    if profile != "best" and profile not in PROFILES:
+        raise unknown_name("profile", profile, [*PROFILES, "best"])
+    cells = []
+    for task in find_tasks(tasks):
+        for name in PROFILES if profile == "best" else [profile]:
+            if name not in task.profiles:
+                continue
+            specs = {seed: task.spec(name, seed) for seed in seeds}
+            if run_missing:
+                label = {"task": task.name, "profile": name}
+                records = {seed: run_limit(spec, label=label) for seed, spec in specs.items()}
+            else:
+                records = {seed: load_record(EXPERIMENT, spec) for seed, spec in specs.items()}
+            found = [Cell(task, name, seed, specs[seed], record) for seed, record in records.items() if record]
+            cells += found
+            if found:
+                break
+    return cells
+
+
+def beside(tasks: str | Sequence[str] | None, profile: str, seeds: Sequence[int]) -> list[Cell]:
+    """Return the best recorded cells and, beside them, those of ``profile``, run now if they have no record."""
+    best = load_cells(tasks, "best", seeds)
+    extra = load_cells(tasks, profile, seeds, run_missing=profile == "quick")
+    known = {cell.spec.hash for cell in best}
+    return best + [cell for cell in extra if cell.spec.hash not in known]
+
+
+def limits_frame(cells: Sequence[Cell]) -> pd.DataFrame:
+    """Tabulate every limit of every cell, as fractions removed.
+
+    Args:
+        cells: Recorded cells.
+
+    Returns:
+        One row per cell; a value that was not recorded is missing.
+    """
+    rows = []
+    for cell in cells:
+        record, limit = cell.record, cell.limit
+        tuned = record.get("fine_tuned") or {}
+        rows.append(
+            {
+                "task": cell.task.name,
+                "network": cell.task.title,
+                "profile": cell.profile,
+                "seed": cell.seed,
+                "title": cell.title,
+                "formula": limit.sparsity,
+                "formula_low": limit.interval[0],
+                "formula_high": limit.interval[1],
+                "resolved": limit.resolved,
+                "lower": limit.lower,
+                "upper": limit.upper,
+                "directional": record["directional"]["sparsity"],
+                "measured": record["measured"]["sparsity"],
+                "accuracy": record["accuracy"]["accuracy"],
+                "accuracy_slack": record["accuracy"]["accuracy_slack"],
+                "fine_tuned": tuned.get("sparsity", np.nan),
+                "exact": (record.get("exact") or {}).get("sparsity", np.nan),
+                "epsilon": record["epsilon"],
+                "radius": limit.radius,
+                "dimension": limit.dimension,
+                "total": record["total"],
+                "examples": record["spectrum"]["examples"],
+                "products": record["spectrum"]["products"],
+                "train_loss": record["dense"]["train_loss"],
+                "test_accuracy": record["dense"]["test_accuracy"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def mean_and_spread(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Average columns over seeds.
+
+    Args:
+        frame: Output of :func:`limits_frame`.
+        columns: Numeric columns.
+
+    Returns:
+        One row per task and profile; each column as text, mean and standard deviation over seeds in per cent, or "—".
+    """
+
+    def text(values: pd.Series) -> str:
+        there = values.dropna() * 100
+        if there.empty:
+            return "—"
+        return f"{there.mean():.1f}" + (f" ± {there.std(ddof=1):.1f}" if len(there) > 1 else "")
+
+    keys = ["title", "profile"]
+    grouped = frame.groupby(keys, sort=False)
+    table = grouped[list(columns)].agg(text)
+    table.insert(0, "seeds", grouped.size())
+    return table.reset_index().drop(columns="profile").rename(columns={"title": "network, data, profile"})
+
+
+def sweep_frame(cells: Sequence[Cell]) -> pd.DataFrame:
+    """Stack the recorded sweeps: columns sparsity, train_loss, test_loss, their accuracies, and the cell's keys."""
+    parts = [
+        pd.DataFrame(cell.record["sweep"]).assign(title=cell.title, seed=cell.seed)
+        for cell in cells
+        if cell.record["sweep"]
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def missing_cells(tasks: str | Sequence[str] | None = None, seeds: Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
+    """List the catalogue's cells without a record, with the command that fills them.
+
+    Args:
+        tasks: Task names; ``None`` for all.
+        seeds: Training seeds.
+
+    Returns:
+        Columns ``task``, ``profile``, ``seeds without a record`` and ``command``.
+    """
+    rows = []
+    for task in find_tasks(tasks):
+        for profile in task.profiles:
+            absent = [s for s in seeds if load_record(EXPERIMENT, task.spec(profile, s)) is None]
+            if absent:
+                command = f"prunelimit run {task.name} --profile {profile} --seeds {len(seeds)} --missing"
+                text = ", ".join(map(str, absent))
+                rows.append({"task": task.name, "profile": profile, "seeds without a record": text, "command": command})
+    return pd.DataFrame(rows, columns=["task", "profile", "seeds without a record", "command"])
+
+
+def origin(cells: Sequence[Cell]) -> pd.DataFrame:
+    """Say where the numbers of a page come from: profile, seeds, device, commit, and the command that makes them again."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for cell in cells:
+        source = cell.record["provenance"]
+        commit = (source["commit"] or "none")[:10]
+        row = rows.setdefault(
+            (cell.task.name, cell.profile),
+            {
+                "task": cell.task.name,
+                "profile": cell.profile,
+                "seeds": [],
+                "device": source["device"],
+                "torch": source["torch"],
+                "commit": commit,
+                "command": "",
+            },
+        )
+        row["seeds"].append(cell.seed)
+    for (task, profile), row in rows.items():
+        row["command"] = f"prunelimit run {task} --profile {profile} --seeds {max(row['seeds']) + 1}"
+        row["seeds"] = ", ".join(map(str, row["seeds"]))
+    return pd.DataFrame(list(rows.values()))
+
+
+def rerun(task: str, seed: int = 0) -> pd.DataFrame:
+    """Train and measure one quick cell again, here and now, and put it beside its record.
+
+    Args:
+        task: Name of the task.
+        seed: Training seed.
+
+    Returns:
+        One row per quantity, with the recorded value and the one of this machine.
+    """
+    spec = find_tasks(task)[0].spec("quick", seed)
+    short = dataclasses.replace(spec, exact=False, tune_epochs=0, sweep=())
+    live = run_limit(short, fresh=True, keep=False)
+    record = load_record(EXPERIMENT, spec)
+    assert live is not None  # there is no deadline
+    found = {"here and now": live} | ({"recorded": record} if record else {})
+    frames = {}
+    for name, values in found.items():
+        row = limits_frame([Cell(find_tasks(task)[0], "quick", seed, spec, values)]).iloc[0]
+        frames[name] = row[["train_loss", "test_accuracy", "epsilon", "formula", "directional", "measured", "accuracy"]]
+    return pd.DataFrame(frames)

@@ -1,0 +1,298 @@
+"""Data frames in, matplotlib figures out; one style, and a text equivalent for every picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+if TYPE_CHECKING:
+    from prunelimit.experiments.frames import Cell
+    from prunelimit.limit import PruningLimit
+
+#: One colour per meaning, the same in every figure; the palette is safe for the colour-blind.
+COLOURS = dict(
+    zip(
+        ("formula", "directional", "measured", "fine_tuned", "accuracy", "loss"),
+        (sns.color_palette("colorblind")[i] for i in (0, 2, 3, 4, 1, 7)),
+        strict=True,
+    )
+)
+LINES = {"formula": "-", "directional": "--", "measured": "-.", "fine_tuned": ":"}
+LABELS = {
+    "formula": "predicted: formula",
+    "directional": "predicted: directional",
+    "measured": "measured: one-shot, loss within ε",
+    "fine_tuned": "measured: fine-tuned",
+}
+
+STYLE: dict[Any, Any] = {
+    "figure.dpi": 110,
+    "savefig.dpi": 150,
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.hashsalt": "prunelimit",  # equal figures become equal files
+}
+
+
+def new_figure(rows: int = 1, columns: int = 1, width: float = 4.4, height: float = 3.3) -> tuple[Figure, np.ndarray]:
+    """Start a figure in the book's style.
+
+    Args:
+        rows: Rows of panels.
+        columns: Columns of panels.
+        width: Width of a panel in inches.
+        height: Height of a panel in inches.
+
+    Returns:
+        The figure and its axes, always as a two-dimensional array.
+    """
+    with mpl.rc_context({**sns.axes_style("ticks"), **STYLE}):
+        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure in a notebook together with its text equivalent.
+
+    Args:
+        figure: The figure.
+        alt: What the figure shows, for readers who cannot see it; it becomes the image's alternative text in the book.
+    """
+    from io import BytesIO
+
+    from IPython.display import Image, display
+
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=STYLE["savefig.dpi"])
+    width = int(figure.get_figwidth() * 100)
+    display(Image(buffer.getvalue(), width=width, alt=alt), metadata={"alt": alt})
+
+
+def as_svg(figure: Figure, title: str) -> bytes:
+    """Render a figure as SVG: the same bytes for the same figure.
+
+    Args:
+        figure: The figure.
+        title: Its text equivalent, kept in the file.
+
+    Returns:
+        The file's content.
+    """
+    from io import BytesIO
+
+    buffer = BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Title": title})
+    return buffer.getvalue()
+
+
+def _percent(axis: Axes, which: str = "x") -> None:
+    getattr(axis, f"{which}axis").set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def plot_limit(limit: PruningLimit) -> Figure:
+    """Draw the crossing that defines a limit.
+
+    Args:
+        limit: Any :class:`~prunelimit.limit.PruningLimit`.
+
+    Returns:
+        For the formula the removable fraction against the sparsity; otherwise the rise of the loss against epsilon.
+    """
+    figure, axes = new_figure(width=5.2, height=3.6)
+    axis, curve = axes[0, 0], limit.curve
+    if "removable" in curve:
+        axis.plot(curve.sparsity, curve.sparsity, color="0.4", label="removed: s")
+        axis.plot(curve.sparsity, curve.removable, color=COLOURS["formula"], label="removable at distance R(s)")
+        axis.fill_between(curve.sparsity, curve.low, curve.high, color=COLOURS["formula"], alpha=0.2, linewidth=0)
+        axis.plot([limit.sparsity], [limit.sparsity], "o", color="black", label=f"limit {limit.sparsity:.1%}")
+        _percent(axis, "y")
+        axis.set_ylabel("fraction of weights")
+    else:
+        axis.plot(curve.sparsity, curve.rise, ".-", color=COLOURS["measured"], label="rise of the training loss")
+        axis.axhline(limit.epsilon, color="0.4", linestyle="--", label=f"ε = {limit.epsilon:.3g}")
+        axis.axvline(limit.sparsity, color="black", linewidth=1, label=f"limit {limit.sparsity:.1%}")
+        axis.set_yscale("symlog", linthresh=limit.epsilon)
+        axis.set_ylabel("rise (nats)")
+    _percent(axis)
+    axis.set_xlabel("sparsity s (fraction removed)")
+    axis.legend()
+    return figure
+
+
+def _panels(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    panels: dict[str, list[Cell]] = {}
+    for cell in cells:
+        panels.setdefault(cell.title, []).append(cell)
+    return panels
+
+
+def _mark_limits(axis: Axes, row: pd.DataFrame, names: Sequence[str]) -> None:
+    """Draw mean limits as lines; the band of the formula holds every seed's interval."""
+    for name in names:
+        values = row[name].dropna()
+        if not values.empty:
+            axis.axvline(values.mean(), color=COLOURS[name], linestyle=LINES[name], linewidth=1.5, label=LABELS[name])
+    axis.axvspan(row.formula_low.min(), row.formula_high.max(), color=COLOURS["formula"], alpha=0.12, linewidth=0)
+
+
+def plot_sweeps(sweeps: pd.DataFrame, limits: pd.DataFrame) -> Figure:
+    """Draw figure F2: loss and accuracy against sparsity, with the limits as lines.
+
+    Args:
+        sweeps: Output of ``sweep_frame``.
+        limits: Output of ``limits_frame``.
+
+    Returns:
+        Two panels per network: test accuracy and training loss; bands are one standard deviation over seeds.
+    """
+    titles = list(dict.fromkeys(sweeps.title))
+    figure, axes = new_figure(len(titles), 2)
+    for (left, right), title in zip(axes, titles, strict=True):
+        part, row = sweeps[sweeps.title == title], limits[limits.title == title]
+        for axis, column, name in ((left, "test_accuracy", "accuracy"), (right, "train_loss", "loss")):
+            grouped = part.groupby("sparsity")[column].agg(["mean", "std"]).fillna(0).reset_index()
+            axis.plot(grouped.sparsity, grouped["mean"], color=COLOURS[name], linewidth=2)
+            low, high = grouped["mean"] - grouped["std"], grouped["mean"] + grouped["std"]
+            axis.fill_between(grouped.sparsity, low, high, color=COLOURS[name], alpha=0.25, linewidth=0)
+            _mark_limits(axis, row, ("formula", "directional", "measured", "fine_tuned"))
+            _percent(axis)
+            axis.set_xlabel("sparsity (fraction removed)")
+            axis.set_xlim(max(0.0, float(row[["measured", "formula"]].min().min()) - 0.35), 1.0)
+        right.axhline((row.train_loss + row.epsilon).mean(), color="0.4", linestyle=(0, (1, 1)), linewidth=1)
+        right.set_yscale("log")
+        right.set_ylabel("training loss (nats)")
+        left.set_ylabel("test accuracy, no retraining")
+        _percent(left, "y")
+        left.set_title(title, loc="left")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
+    return figure
+
+
+def plot_radius(cells: Sequence[Cell]) -> Figure:
+    """Draw figure F4: what is removable at distance R, what magnitude pruning removes there, and where they cross.
+
+    Args:
+        cells: Recorded cells; one panel per title, one pair of lines per seed.
+
+    Returns:
+        The figure.
+    """
+    panels = _panels(cells)
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    figure, axes = new_figure(rows, columns)
+    for axis, (title, group) in zip(axes.flat, panels.items(), strict=False):
+        for number, cell in enumerate(group):
+            curve, limit = cell.limit.curve, cell.limit
+            first = number == 0
+            axis.plot(
+                curve.radius,
+                curve.removable,
+                color=COLOURS["formula"],
+                label="removable at R (theory)" if first else None,
+            )
+            axis.fill_between(curve.radius, curve.low, curve.high, color=COLOURS["formula"], alpha=0.15, linewidth=0)
+            axis.plot(
+                curve.radius,
+                curve.sparsity,
+                color="0.35",
+                linestyle="--",
+                label="removed at R (magnitude)" if first else None,
+            )
+            axis.plot(
+                limit.radius, limit.sparsity, "o", color=COLOURS["formula"], label="predicted limit" if first else None
+            )
+            measured = cell.record["measured"]
+            axis.plot(
+                measured["radius"],
+                measured["sparsity"],
+                "X",
+                color=COLOURS["measured"],
+                label="measured: one-shot" if first else None,
+            )
+        # Beyond a few times the crossing nothing happens but a widening band.
+        axis.set_xlim(
+            0, min(max(4 * cell.limit.radius for cell in group), max(c.limit.curve.radius.max() for c in group))
+        )
+        axis.set_title(title, loc="left")
+        axis.set_xlabel("distance R = ‖w* − w(s)‖")
+        axis.set_ylabel("fraction of weights")
+        _percent(axis, "y")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
+    return figure
+
+
+def plot_answer(limits: pd.DataFrame) -> Figure:
+    """Draw the answer in one picture: predictions and measurements side by side on one axis.
+
+    Args:
+        limits: Output of ``limits_frame``.
+
+    Returns:
+        One row of marks per network; thin bars are intervals or the spread over seeds.
+    """
+    titles = list(dict.fromkeys(limits.title))
+    figure, axes = new_figure(width=7.6, height=1.6 + 0.95 * len(titles))
+    axis = axes[0, 0]
+    marks = {"formula": "o", "directional": "D", "measured": "X", "fine_tuned": "P"}
+    for level, title in enumerate(titles):
+        row = limits[limits.title == title]
+        for offset, (name, mark) in enumerate(marks.items()):
+            values = row[name].dropna()
+            if values.empty:
+                continue
+            height = -level + 0.27 - 0.18 * offset
+            low, high = values.min(), values.max()
+            if name == "formula":
+                low, high = row.formula_low.min(), row.formula_high.max()
+            axis.plot([low, high], [height, height], color=COLOURS[name], linewidth=2.2, alpha=0.6)
+            axis.plot(
+                values.mean(), height, mark, color=COLOURS[name], markersize=8, label=None if level else LABELS[name]
+            )
+    axis.set_yticks([-level for level in range(len(titles))], titles)
+    axis.set_ylim(-len(titles) + 0.45, 0.55)
+    _percent(axis)
+    axis.set_xlabel("sparsity: fraction of the weights removed")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    return figure
+
+
+def describe_limits(limits: pd.DataFrame) -> str:
+    """Put the numbers of a figure into words, for its alternative text.
+
+    Args:
+        limits: Output of ``limits_frame``.
+
+    Returns:
+        One sentence per network.
+    """
+    sentences = []
+    for title, row in limits.groupby("title", sort=False):
+        tuned = row.fine_tuned.dropna()
+        after = f", after fine-tuning {tuned.mean():.1%}" if not tuned.empty else ""
+        sentences.append(
+            f"{title}: formula {row.formula.mean():.1%} (interval {row.formula_low.min():.1%} to "
+            f"{row.formula_high.max():.1%}), directional {row.directional.mean():.1%}, measured one-shot "
+            f"{row.measured.mean():.1%}{after}."
+        )
+    return " ".join(sentences)

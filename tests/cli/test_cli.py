@@ -1,0 +1,103 @@
+"""The command line teaches, computes, and answers bad input with one sentence and status 2."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+COMMANDS = ("predict", "run", "figure", "book", "data", "status", "doctor")
+
+
+def call(*words, **environment):
+    command = [sys.executable, "-m", "prunelimit.cli", *words]
+    clean = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | clean | environment, check=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_by_example(command):
+    done = call(command, "--help")
+    assert done.returncode == 0
+    assert f"prunelimit {command}" in done.stdout
+
+
+def test_predict_trains_a_small_network_and_prints_json():
+    done = call("predict", "--model", "fc5-quick", "--data", "digits", "--method", "directional", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["method"] == "directional"
+    assert 0.5 < found["sparsity"] < 1
+    assert found["total"] == 5920
+
+
+def test_predict_reads_weights_from_a_file(tmp_path):
+    from safetensors.torch import save_file
+
+    from prunelimit.models import build_model
+
+    path = tmp_path / "net.safetensors"
+    save_file(build_model("fc5-quick", input_shape=(1, 8, 8), seed=0).state_dict(), path)
+    words = ("predict", "--model", str(path), "--arch", "fc5-quick", "--data", "digits", "--steps", "4")
+    done = call(*words)
+    assert done.returncode == 0, done.stderr
+    assert "PruningLimit by formula" in done.stdout
+
+
+def test_status_shows_every_task():
+    done = call("status")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("fc5-cifar10", "fc12-cifar10", "resnet20-cifar10"))
+
+
+def test_doctor_finds_nothing_wrong():
+    done = call("doctor")
+    assert done.returncode == 0, done.stderr
+    assert "torch" in done.stdout
+
+
+def test_doctor_reports_a_damaged_record(tmp_path):
+    from prunelimit.experiments.catalogue import TASKS
+
+    path = tmp_path / "limit" / f"{TASKS['fc5-cifar10'].spec('quick', 0).hash}.json"
+    path.parent.mkdir()
+    path.write_text("{")
+    done = call("doctor", PRUNELIMIT_RESULTS=str(tmp_path))
+    assert done.returncode == 2
+    assert "is corrupted" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        (("predict", "--model", "fc5-quik", "--data", "digits"), "Did you mean 'fc5-quick'"),
+        (("predict", "--model", "fc5-quick", "--data", "digit"), "Did you mean 'digits'"),
+        (("predict", "--model", "fc5-quick", "--data", "digits", "--method", "formul"), "Did you mean 'formula'"),
+        (("predict", "--model", "fc5-quick", "--data", "digits", "--epsilon", "-1"), "epsilon=-1.0 must be a positive number"),
+        (("predict", "--model", "no.safetensors", "--data", "digits"), "is not a file"),
+        (("predict", "--model", "fc5", "--data", "digits"), "has no recipe for digits"),
+        (("run", "fc6-cifar10"), "Did you mean 'fc5-cifar10'"),
+        (("run", "fc5-cifar10", "--profile", "papers"), "Did you mean 'paper'"),
+        (("run", "fc5-cifar10", "--seeds", "0"), "seeds=0 must be at least 1"),
+        (("run", "fc5-cifar10", "--time-budget", "-5"), "time_budget=-5.0 must be positive"),
+        (("run", "fc5-cifar10", "--device", "cuda:9"), "device='cuda:9' is not available"),
+        (("figure", "fig99"), "notebook='fig99' is unknown"),
+        (("data", "cifar11"), "Did you mean 'cifar10'"),
+        (("data", "cifar10", "--from", "/no/such/folder"), "is not a folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_two(words, fragment):
+    done = call(*words)
+    assert done.returncode == 2
+    assert fragment in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = call("run", "fc5-cifar10", PRUNELIMIT_CACHE=str(tmp_path / "file" / "cache"), PRUNELIMIT_RESULTS=str(tmp_path))
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr

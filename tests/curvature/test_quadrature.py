@@ -1,0 +1,123 @@
+"""gauss_rule and radau_rule: degrees of exactness, the prescribed node, and the bracket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from prunelimit.curvature import gauss_rule, lanczos, radau_rule
+
+Operator = Callable[[Tensor], object]
+
+
+def problem(seed: int, dimension: int, low: float = -1.0, high: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Random eigenvalues, and the squared components of a random unit vector in the eigenbasis."""
+    generator = np.random.default_rng(seed)
+    start = generator.standard_normal(dimension)
+    return generator.uniform(low, high, dimension), start**2 / (start**2).sum()
+
+
+def coefficients(
+    operator: Operator, eigenvalues: np.ndarray, weights: np.ndarray, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    found = lanczos(operator(torch.diag(torch.tensor(eigenvalues))), torch.tensor(np.sqrt(weights)), steps)
+    return found.alpha, found.beta
+
+
+@given(seed=st.integers(0, 10**6), steps=st.integers(1, 8))
+def test_gauss_is_exact_up_to_degree_2k_minus_1(matrix_operator: Operator, seed: int, steps: int) -> None:
+    eigenvalues, weights = problem(seed, 30)
+    nodes, found = gauss_rule(*coefficients(matrix_operator, eigenvalues, weights, steps))
+    for degree in range(2 * steps):
+        assert found @ nodes**degree == pytest.approx(weights @ eigenvalues**degree, abs=1e-10)
+
+
+@given(seed=st.integers(0, 10**6), steps=st.integers(1, 8))
+def test_gauss_is_not_exact_beyond(matrix_operator: Operator, seed: int, steps: int) -> None:
+    eigenvalues, weights = problem(seed, 30)
+    alpha, beta = coefficients(matrix_operator, eigenvalues, weights, steps)
+    nodes, found = gauss_rule(alpha, beta)
+    # The error at degree 2k is exactly the square of the product of the betas: the next polynomial's norm.
+    error = weights @ eigenvalues ** (2 * steps) - found @ nodes ** (2 * steps)
+    assert error == pytest.approx(np.prod(beta) ** 2, rel=1e-6, abs=1e-14)
+    assert error > 0
+
+
+@given(seed=st.integers(0, 10**6), steps=st.integers(1, 8), node=st.sampled_from([-2.0, -1.5, 1.7]))
+def test_radau_is_exact_up_to_degree_2k(matrix_operator: Operator, seed: int, steps: int, node: float) -> None:
+    eigenvalues, weights = problem(seed, 30)
+    nodes, found = radau_rule(*coefficients(matrix_operator, eigenvalues, weights, steps), node)
+    for degree in range(2 * steps + 1):
+        assert found @ nodes**degree == pytest.approx(weights @ eigenvalues**degree, abs=1e-9)
+
+
+@given(seed=st.integers(0, 10**6), steps=st.integers(1, 12), node=st.sampled_from([-1.5, 0.0, 1.2]))
+def test_radau_has_the_prescribed_node(matrix_operator: Operator, seed: int, steps: int, node: float) -> None:
+    eigenvalues, weights = problem(seed, 30)
+    nodes, found = radau_rule(*coefficients(matrix_operator, eigenvalues, weights, steps), node)
+    assert len(nodes) == steps + 1
+    # Inside the spectrum a Ritz value may fall near the node, and the other new node then lies far away: scale by it.
+    assert np.abs(nodes - node).min() < 1e-12 * max(1, np.abs(nodes).max())
+    assert found.sum() == pytest.approx(1)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    steps=st.integers(1, 25),
+    zeros=st.integers(0, 20),
+    mu=st.floats(1e-6, 10),
+)
+def test_gauss_and_radau_enclose_the_truth_for_psd(
+    matrix_operator: Operator, seed: int, steps: int, zeros: int, mu: float
+) -> None:
+    eigenvalues, weights = problem(seed, 40, 0.0, 2.0)
+    eigenvalues[:zeros] = 0
+    alpha, beta = coefficients(matrix_operator, eigenvalues, weights, steps)
+
+    def integrate(nodes: np.ndarray, shares: np.ndarray) -> float:
+        return float(shares @ (np.abs(nodes) / (np.abs(nodes) + mu)))
+
+    exact = integrate(eigenvalues, weights)
+    # A node at -1e-17 instead of 0 and an eigensolver's rounding are worth about 1e-16 / mu.
+    slack = 1e-9
+    assert integrate(*gauss_rule(alpha, beta)) >= exact - slack
+    assert integrate(*radau_rule(alpha, beta)) <= exact + slack
+
+
+@given(seed=st.integers(0, 10**6), steps=st.integers(2, 10))
+def test_bracket_narrows_from_step_to_step_for_psd(matrix_operator: Operator, seed: int, steps: int) -> None:
+    eigenvalues, weights = problem(seed, 40, 0.0, 2.0)
+    alpha, beta = coefficients(matrix_operator, eigenvalues, weights, steps)
+    values = []
+    for k in (steps - 1, steps):
+        for nodes, shares in (gauss_rule(alpha[:k], beta[:k]), radau_rule(alpha[:k], beta[:k])):
+            values.append(float(shares @ (np.abs(nodes) / (np.abs(nodes) + 0.1))))
+    before, after = values[0] - values[1], values[2] - values[3]
+    assert after <= before + 1e-10
+
+
+def test_complete_krylov_space_makes_both_rules_exact(matrix_operator: Operator) -> None:
+    eigenvalues = np.array([0.0, 1.0, 3.0, 3.0, 0.0])
+    weights = np.array([0.1, 0.2, 0.3, 0.2, 0.2])
+    alpha, beta = coefficients(matrix_operator, eigenvalues, weights, 5)
+    for nodes, shares in (gauss_rule(alpha, beta), radau_rule(alpha, beta)):
+        np.testing.assert_allclose(nodes, [0, 1, 3], atol=1e-12)
+        np.testing.assert_allclose(shares, [0.3, 0.2, 0.5], atol=1e-12)
+
+
+def test_radau_at_a_ritz_value_is_the_gauss_rule() -> None:
+    # BUG (reported): SciPy divides by zero for a 1 x 1 matrix instead of raising LinAlgError, and the rule is not finite.
+    alpha, beta = np.array([0.0]), np.array([1.0])
+    for found, expected in zip(radau_rule(alpha, beta, 0.0), gauss_rule(alpha, beta), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_rule_of_one_step_is_the_rayleigh_quotient() -> None:
+    nodes, weights = gauss_rule(np.array([2.5]), np.array([0.7]))
+    assert (nodes.tolist(), weights.tolist()) == ([2.5], [1.0])

@@ -173,9 +173,11 @@ class Builder:
             from prunelimit import figures
             from prunelimit.experiments import frames
 
-            limits = frames.limits_frame(frames.load_cells())
+            cells = frames.load_cells()
+            limits = frames.limits_frame(cells)
+            cover = figures.plot_cover(cells[0].limit, f"{cells[0].title}, seed {cells[0].seed}", limits)
             with atomic_file(kept) as temporary:
-                temporary.write_bytes(figures.as_svg(figures.plot_answer(limits), figures.describe_limits(limits)))
+                temporary.write_bytes(figures.as_svg(cover, figures.describe_limits(limits)))
         return kept.read_bytes()
 
     def build_html(self, digest: str) -> bool:
@@ -193,17 +195,9 @@ class Builder:
         mark = self.html / ".stage"
         if mark.is_file() and mark.read_text() == digest:
             return False
-        words = [
-            sys.executable,
-            "-m",
-            "jupyter_book.cli.main",
-            "build",
-            "-W",
-            "-n",
-            "--keep-going",
-            "-q",
-            str(self.stage),
-        ]
+        program = "from jupyter_book.cli.main import main; main()"
+        options = ["-W", "-n", "--keep-going", "-q"]  # warnings are errors, unresolved references warn
+        words = [sys.executable, "-c", program, "build", *options, str(self.stage)]
         environment = os.environ | {"PYTHONWARNINGS": "ignore"}
         done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
         fresh = self.stage / "_build" / "html"

@@ -105,6 +105,16 @@ def _percent(axis: Axes, which: str = "x") -> None:
     getattr(axis, f"{which}axis").set_major_formatter(PercentFormatter(1, decimals=0))
 
 
+def _draw_crossing(axis: Axes, limit: PruningLimit) -> None:
+    curve = limit.curve
+    axis.plot(curve.sparsity, curve.sparsity, color="0.4", label="removed: s")
+    axis.plot(curve.sparsity, curve.removable, color=COLOURS["formula"], label="removable at distance R(s)")
+    axis.fill_between(curve.sparsity, curve.low, curve.high, color=COLOURS["formula"], alpha=0.2, linewidth=0)
+    axis.plot([limit.sparsity], [limit.sparsity], "o", color="black", label=f"predicted limit {limit.sparsity:.1%}")
+    _percent(axis, "y")
+    axis.set_ylabel("fraction of weights")
+
+
 def plot_limit(limit: PruningLimit) -> Figure:
     """Draw the crossing that defines a limit.
 
@@ -117,12 +127,7 @@ def plot_limit(limit: PruningLimit) -> Figure:
     figure, axes = new_figure(width=5.2, height=3.6)
     axis, curve = axes[0, 0], limit.curve
     if "removable" in curve:
-        axis.plot(curve.sparsity, curve.sparsity, color="0.4", label="removed: s")
-        axis.plot(curve.sparsity, curve.removable, color=COLOURS["formula"], label="removable at distance R(s)")
-        axis.fill_between(curve.sparsity, curve.low, curve.high, color=COLOURS["formula"], alpha=0.2, linewidth=0)
-        axis.plot([limit.sparsity], [limit.sparsity], "o", color="black", label=f"limit {limit.sparsity:.1%}")
-        _percent(axis, "y")
-        axis.set_ylabel("fraction of weights")
+        _draw_crossing(axis, limit)
     else:
         axis.plot(curve.sparsity, curve.rise, ".-", color=COLOURS["measured"], label="rise of the training loss")
         axis.axhline(limit.epsilon, color="0.4", linestyle="--", label=f"ε = {limit.epsilon:.3g}")
@@ -242,18 +247,9 @@ def plot_radius(cells: Sequence[Cell]) -> Figure:
     return figure
 
 
-def plot_answer(limits: pd.DataFrame) -> Figure:
-    """Draw the answer in one picture: predictions and measurements side by side on one axis.
-
-    Args:
-        limits: Output of ``limits_frame``.
-
-    Returns:
-        One row of marks per network; thin bars are intervals or the spread over seeds.
-    """
+def _draw_marks(axis: Axes, limits: pd.DataFrame) -> None:
+    """Draw one row of marks per network; a bar is the formula's interval or the spread over seeds."""
     titles = list(dict.fromkeys(limits.title))
-    figure, axes = new_figure(width=7.6, height=1.6 + 0.95 * len(titles))
-    axis = axes[0, 0]
     marks = {"formula": "o", "directional": "D", "measured": "X", "fine_tuned": "P"}
     for level, title in enumerate(titles):
         row = limits[limits.title == title]
@@ -265,15 +261,52 @@ def plot_answer(limits: pd.DataFrame) -> Figure:
             low, high = values.min(), values.max()
             if name == "formula":
                 low, high = row.formula_low.min(), row.formula_high.max()
+            label = None if level else LABELS[name]
             axis.plot([low, high], [height, height], color=COLOURS[name], linewidth=2.2, alpha=0.6)
-            axis.plot(
-                values.mean(), height, mark, color=COLOURS[name], markersize=8, label=None if level else LABELS[name]
-            )
-    axis.set_yticks([-level for level in range(len(titles))], titles)
+            axis.plot(values.mean(), height, mark, color=COLOURS[name], markersize=8, label=label)
+    axis.set_yticks([-level for level in range(len(titles))], [title.replace(" on ", "\non ") for title in titles])
     axis.set_ylim(-len(titles) + 0.45, 0.55)
+    axis.grid(visible=False, axis="y")
     _percent(axis)
-    axis.set_xlabel("sparsity: fraction of the weights removed")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    axis.set_xlabel("sparsity (fraction removed)")
+
+
+def plot_answer(limits: pd.DataFrame) -> Figure:
+    """Draw predictions and measurements side by side on one axis.
+
+    Args:
+        limits: Output of ``limits_frame``.
+
+    Returns:
+        One row of marks per network; thin bars are intervals or the spread over seeds.
+    """
+    figure, axes = new_figure(width=7.6, height=1.5 + 0.9 * limits.title.nunique())
+    _draw_marks(axes[0, 0], limits)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    return figure
+
+
+def plot_cover(limit: PruningLimit, title: str, limits: pd.DataFrame) -> Figure:
+    """Draw the picture of the landing page: how a limit comes about, and how it compares with pruning for real.
+
+    Args:
+        limit: The formula's limit of one network.
+        title: The network.
+        limits: Output of ``limits_frame``.
+
+    Returns:
+        Two panels: the crossing on the left, predictions and measurements of every network on the right.
+    """
+    figure, axes = new_figure(1, 2, width=5.4, height=4.1)
+    left, right = axes[0]
+    _draw_crossing(left, limit)
+    _percent(left)
+    left.set_xlabel("sparsity s (fraction removed)")
+    left.set_title(title, loc="left")
+    _draw_marks(right, limits)
+    right.set_title("prediction and practice", loc="left")
+    for axis in (left, right):
+        axis.legend(loc="upper center", bbox_to_anchor=(0.45, -0.17), fontsize=9)
     return figure
 
 

@@ -71,7 +71,10 @@ def digits_data(digits: Dataset) -> tuple[Tensor, Tensor]:
 
 
 def _flat_loss(
-    model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], data: tuple[Tensor, Tensor], names: Sequence[str] | None
+    model: nn.Module,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    data: tuple[Tensor, Tensor],
+    names: Sequence[str] | None,
 ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """Write the mean loss as a float64 function of the flat prunable weights, and give those weights."""
     model = copy.deepcopy(model).double().eval()

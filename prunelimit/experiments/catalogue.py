@@ -25,7 +25,7 @@ def _grid(*parts: tuple[float, float, float]) -> tuple[float, ...]:
 
 
 _QUICK_SWEEP = _grid((0, 0.5, 0.05), (0.5, 1, 0.01))
-_SWEEP = _grid((0, 0.5, 0.1), (0.5, 0.8, 0.02), (0.8, 1, 0.005))
+_SWEEP = _grid((0, 0.5, 0.25), (0.5, 0.8, 0.05), (0.8, 1, 0.01))
 
 
 def _quick(model: str, **settings: object) -> LimitSpec:
@@ -36,7 +36,7 @@ def _quick(model: str, **settings: object) -> LimitSpec:
 
 
 def _cifar(train: TrainSpec, **settings: object) -> LimitSpec:
-    base = LimitSpec(train=train, curvature_examples=2000, steps=128, sweep=_SWEEP, tune_epochs=5)
+    base = LimitSpec(train=train, curvature_examples=2000, steps=128, sweep=_SWEEP, tune_epochs=5, tune_tolerance=0.01)
     return dataclasses.replace(base, **settings)  # type: ignore[arg-type]
 
 

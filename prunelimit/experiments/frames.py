@@ -63,7 +63,8 @@ class Cell:
     @property
     def title(self) -> str:
         """Name of the network, the data it saw and the profile."""
-        return f"{self.task.title} on {self.spec.train.dataset} ({self.profile})"
+        stand_in = " stand-in" if self.profile == "quick" else ""
+        return f"{self.task.title}{stand_in} on {self.spec.train.dataset} ({self.profile})"
 
 
 def load_cells(

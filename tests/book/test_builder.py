@@ -26,7 +26,9 @@ def root(tmp_path, monkeypatch):
     for folder in ("notebooks", "book", "prunelimit", "results"):
         (tmp_path / folder).mkdir()
     (tmp_path / "_config.yml").write_text(CONFIG)
-    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/index\nchapters:\n- file: notebooks/one\n- file: notebooks/two\n")
+    (tmp_path / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/index\nchapters:\n- file: notebooks/one\n- file: notebooks/two\n"
+    )
     (tmp_path / "book" / "index.md").write_text("# Index\n")
     write_notebook(tmp_path, "one", "print(size * 21)")
     code = (

@@ -20,7 +20,13 @@ REQUIRED = os.environ.get("PRUNELIMIT_REQUIRE_BROWSER") == "1"
 PAGES = [f"{page}.html" for page in toc_pages(repository() / "_toc.yml")]
 
 # Chromium as a test needs it: no sandbox for root, no calls home.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -39,7 +45,13 @@ def address():
 
 @pytest.fixture(scope="module")
 def browser():
-    problem = "no Chromium is installed" if BROWSER is None else "" if HTML.is_dir() else "the book is not built: run make book"
+    problem = (
+        "no Chromium is installed"
+        if BROWSER is None
+        else ""
+        if HTML.is_dir()
+        else "the book is not built: run make book"
+    )
     if problem and REQUIRED:
         pytest.fail(problem)
     if problem:

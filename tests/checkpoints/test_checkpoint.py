@@ -96,8 +96,12 @@ def test_many_small_tensors_fit_their_shards(tmp_path: Path) -> None:
 
 
 @settings(max_examples=10)  # each waits for the disk
-@given(sizes=st.lists(st.integers(0, 300), min_size=1, max_size=8), dtype=st.sampled_from([torch.float32, torch.float64]))
-def test_any_sizes_survive_small_shards(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], dtype: torch.dtype) -> None:
+@given(
+    sizes=st.lists(st.integers(0, 300), min_size=1, max_size=8), dtype=st.sampled_from([torch.float32, torch.float64])
+)
+def test_any_sizes_survive_small_shards(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], dtype: torch.dtype
+) -> None:
     tensors = {str(i): torch.arange(n, dtype=dtype) for i, n in enumerate(sizes)}
     folder = tmp_path_factory.mktemp("small")
     with pytest.MonkeyPatch.context() as patch:

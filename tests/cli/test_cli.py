@@ -74,7 +74,10 @@ def test_doctor_reports_a_damaged_record(tmp_path):
         (("predict", "--model", "fc5-quik", "--data", "digits"), "Did you mean 'fc5-quick'"),
         (("predict", "--model", "fc5-quick", "--data", "digit"), "Did you mean 'digits'"),
         (("predict", "--model", "fc5-quick", "--data", "digits", "--method", "formul"), "Did you mean 'formula'"),
-        (("predict", "--model", "fc5-quick", "--data", "digits", "--epsilon", "-1"), "epsilon=-1.0 must be a positive number"),
+        (
+            ("predict", "--model", "fc5-quick", "--data", "digits", "--epsilon", "-1"),
+            "epsilon=-1.0 must be a positive number",
+        ),
         (("predict", "--model", "no.safetensors", "--data", "digits"), "is not a file"),
         (("predict", "--model", "fc5", "--data", "digits"), "has no recipe for digits"),
         (("run", "fc6-cifar10"), "Did you mean 'fc5-cifar10'"),
@@ -97,7 +100,9 @@ def test_bad_input_is_one_sentence_and_status_two(words, fragment):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    done = call("run", "fc5-cifar10", PRUNELIMIT_CACHE=str(tmp_path / "file" / "cache"), PRUNELIMIT_RESULTS=str(tmp_path))
+    done = call(
+        "run", "fc5-cifar10", PRUNELIMIT_CACHE=str(tmp_path / "file" / "cache"), PRUNELIMIT_RESULTS=str(tmp_path)
+    )
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr

@@ -76,7 +76,9 @@ def test_loss_matches_float64(
     assert operator.loss == pytest.approx(float(digits_loss(digits_weights)), rel=1e-5)
 
 
-def test_largest_ritz_value_is_the_largest_eigenvalue(operator: HessianOperator, digits_eigenvalues: np.ndarray) -> None:
+def test_largest_ritz_value_is_the_largest_eigenvalue(
+    operator: HessianOperator, digits_eigenvalues: np.ndarray
+) -> None:
     found = spectrum(operator, steps=40, seed=1)
     assert found.largest == pytest.approx(np.abs(digits_eigenvalues).max(), rel=1e-4)
 

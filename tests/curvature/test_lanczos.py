@@ -22,7 +22,9 @@ Operator = Callable[[Tensor], object]
 def symmetric(eigenvalues: Tensor, seed: int = 0) -> Tensor:
     """A float64 matrix of given eigenvalues in a random orthonormal basis."""
     generator = torch.Generator().manual_seed(seed)
-    basis = torch.linalg.qr(torch.randn(len(eigenvalues), len(eigenvalues), generator=generator, dtype=torch.float64))[0]
+    basis = torch.linalg.qr(torch.randn(len(eigenvalues), len(eigenvalues), generator=generator, dtype=torch.float64))[
+        0
+    ]
     matrix = basis * eigenvalues @ basis.T
     return (matrix + matrix.T) / 2
 
@@ -60,7 +62,9 @@ def test_basis_stays_orthonormal_beside_a_large_outlier(matrix_operator: Operato
 
 
 def test_outlier_has_one_ritz_value_and_no_ghost(matrix_operator: Operator) -> None:
-    eigenvalues = torch.cat([torch.linspace(0, 1, 199, dtype=torch.float64), torch.tensor([100.0], dtype=torch.float64)])
+    eigenvalues = torch.cat(
+        [torch.linspace(0, 1, 199, dtype=torch.float64), torch.tensor([100.0], dtype=torch.float64)]
+    )
     found = lanczos(matrix_operator(symmetric(eigenvalues).float()), sphere_vector(200, 0), 60)
     assert (ritz_values(found) > 50).sum() == 1
 
@@ -87,7 +91,9 @@ def test_last_beta_is_the_norm_of_the_residual(matrix_operator: Operator) -> Non
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rank", [1, 3, 7])
 def test_low_rank_matrix_breaks_down_early(matrix_operator: Operator, rank: int, dtype: torch.dtype) -> None:
-    eigenvalues = torch.cat([torch.arange(1, rank + 1, dtype=torch.float64), torch.zeros(60 - rank, dtype=torch.float64)])
+    eigenvalues = torch.cat(
+        [torch.arange(1, rank + 1, dtype=torch.float64), torch.zeros(60 - rank, dtype=torch.float64)]
+    )
     found = lanczos(matrix_operator(symmetric(eigenvalues).to(dtype)), sphere_vector(60, 1), 40)
     # One step more for the start vector's part in the null space; rounding may cost another, with next to no weight.
     assert rank + 1 <= len(found.alpha) <= rank + 3
@@ -109,7 +115,10 @@ def test_zero_matrix_is_complete_at_once(matrix_operator: Operator) -> None:
 
 @given(scale=st.floats(1e-6, 1e6))
 def test_length_of_the_start_vector_does_not_matter(matrix_operator: Operator, scale: float) -> None:
-    operator, start = matrix_operator(symmetric(torch.linspace(-1, 2, 20, dtype=torch.float64))), sphere_vector(20, 4).double()
+    operator, start = (
+        matrix_operator(symmetric(torch.linspace(-1, 2, 20, dtype=torch.float64))),
+        sphere_vector(20, 4).double(),
+    )
     one, other = lanczos(operator, start, 6), lanczos(operator, start * scale, 6)
     np.testing.assert_allclose(other.alpha, one.alpha, rtol=1e-8)
     np.testing.assert_allclose(other.beta, one.beta, rtol=1e-8)

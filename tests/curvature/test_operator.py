@@ -95,12 +95,12 @@ def cut(data: tuple[Tensor, Tensor], *sizes: int) -> list[tuple[Tensor, Tensor]]
     return list(zip(data[0].split(list(sizes)), data[1].split(list(sizes)), strict=True))
 
 
-def test_short_last_batch_counts_by_its_size(data: tuple[Tensor, Tensor], reference_hessian: Callable[..., Tensor]) -> None:
+def test_short_last_batch_counts_by_its_size(
+    data: tuple[Tensor, Tensor], reference_hessian: Callable[..., Tensor]
+) -> None:
     model = plain()
     dense = HessianOperator(model, functional.cross_entropy, cut(data, 7, 7, 3)).dense()
-    torch.testing.assert_close(
-        dense, reference_hessian(model, functional.cross_entropy, data), rtol=1e-4, atol=1e-6
-    )
+    torch.testing.assert_close(dense, reference_hessian(model, functional.cross_entropy, data), rtol=1e-4, atol=1e-6)
 
 
 def test_loss_and_gradient_weight_batches_by_size(data: tuple[Tensor, Tensor]) -> None:

@@ -18,7 +18,11 @@ from prunelimit.errors import PruneLimitError
 Operator = Callable[[Tensor], object]
 
 EIGENVALUES = torch.cat(
-    [torch.zeros(200, dtype=torch.float64), torch.logspace(-5, 0, 190, dtype=torch.float64), torch.linspace(2, 20, 10).double()]
+    [
+        torch.zeros(200, dtype=torch.float64),
+        torch.logspace(-5, 0, 190, dtype=torch.float64),
+        torch.linspace(2, 20, 10).double(),
+    ]
 )
 
 

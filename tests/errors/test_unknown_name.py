@@ -8,7 +8,8 @@ from prunelimit.errors import PruneLimitError, unknown_name
 
 
 @pytest.mark.parametrize(
-    ("name", "nearest"), [("mnst", "mnist"), ("MNIST", "mnist"), ("fashion_mnist", "fashion-mnist"), ("digit", "digits")]
+    ("name", "nearest"),
+    [("mnst", "mnist"), ("MNIST", "mnist"), ("fashion_mnist", "fashion-mnist"), ("digit", "digits")],
 )
 def test_nearest_name_is_suggested(name: str, nearest: str) -> None:
     assert f"Did you mean {nearest!r}?" in str(unknown_name("dataset", name, ["mnist", "fashion-mnist", "digits"]))

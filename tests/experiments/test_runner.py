@@ -71,14 +71,16 @@ def test_a_recorded_run_is_not_repeated(record):
 
 def test_the_limit_is_solved_from_the_record_alone(record):
     limit = Cell(TASKS["fc5-cifar10"], "quick", 0, SPEC, record).limit
-    assert 0 < limit.interval[0] <= limit.sparsity <= limit.interval[1] < 1
+    assert 0 <= limit.interval[0] <= limit.sparsity <= limit.interval[1] <= 1
     assert limit.total == 5920
     assert limit.examples == 200
 
 
 def test_a_fresh_run_gives_the_same_numbers(record):
     again = run_limit(SPEC, fresh=True, keep=False)
-    assert stable(again) | {"label": 0} == {k: v for k, v in stable(record).items() if k in stable(again)} | {"label": 0}
+    assert stable(again) | {"label": 0} == {k: v for k, v in stable(record).items() if k in stable(again)} | {
+        "label": 0
+    }
 
 
 def test_a_deadline_in_the_past_leaves_nothing_but_progress():
@@ -95,23 +97,22 @@ def test_killed_at_random_moments_it_ends_with_the_same_record(record, tmp_path)
         "from prunelimit.experiments.specs import LimitSpec\n"
         f"run_limit(LimitSpec.from_dict({SPEC.to_dict()!r}))\n"
     )
-    environment = os.environ | {"PRUNELIMIT_CACHE": str(tmp_path / "cache"), "PRUNELIMIT_RESULTS": str(tmp_path / "results")}
+    environment = os.environ | {
+        "PRUNELIMIT_CACHE": str(tmp_path / "cache"),
+        "PRUNELIMIT_RESULTS": str(tmp_path / "results"),
+    }
     chance = random.Random(0)
-    kills, wait = 0, 3.0
-    for _ in range(40):
+    for _ in range(3):
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
         process = subprocess.Popen([sys.executable, "-c", code], env=environment)
-        try:
-            assert process.wait(wait + chance.random() * 2) == 0
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-            wait *= 1.15  # a slow machine must get somewhere in the end
-            assert all(path.read_text().rstrip().endswith("}") for path in tmp_path.rglob("results/limit/*.json"))
-    else:
-        pytest.fail("the run never came to its end")
-    assert kills
+        # Importing torch takes its time; what is worth killing begins with the first change on disk.
+        while process.poll() is None and before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.exists()}:
+            time.sleep(0.02)
+        time.sleep(chance.random())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert all(path.read_text().rstrip().endswith("}") for path in tmp_path.rglob("results/limit/*.json"))
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNELIMIT_RESULTS", str(tmp_path / "results"))
         found = load_record(EXPERIMENT, SPEC)

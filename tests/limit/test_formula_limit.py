@@ -85,7 +85,9 @@ def test_curve_is_monotone_and_inside_its_band(found: Spectrum, distance: np.nda
 def test_coarse_distances_are_enough(found: Spectrum, distance: np.ndarray) -> None:
     # A record keeps the curve at 1,000 points, whatever the size of the network.
     coarse = distance[:: TOTAL // 1000]
-    assert formula_limit(found, coarse, 0.1).sparsity == pytest.approx(formula_limit(found, distance, 0.1).sparsity, abs=0.001)
+    assert formula_limit(found, coarse, 0.1).sparsity == pytest.approx(
+        formula_limit(found, distance, 0.1).sparsity, abs=0.001
+    )
 
 
 def test_record_gives_the_same_limit(found: Spectrum, distance: np.ndarray) -> None:

@@ -148,7 +148,9 @@ def test_formula_with_other_masks_uses_their_distance(
 
 
 def test_random_masks_allow_less_than_magnitude(digits_model: nn.Module, digits_data: tuple[Tensor, Tensor]) -> None:
-    order = {n: torch.rand(p.shape, generator=torch.Generator().manual_seed(0)) for n, p in digits_model.named_parameters()}
+    order = {
+        n: torch.rand(p.shape, generator=torch.Generator().manual_seed(0)) for n, p in digits_model.named_parameters()
+    }
 
     def masks(sparsity: float) -> dict[str, Tensor]:
         return {name: (order[name] >= sparsity).float() for name in ("1.weight", "3.weight", "5.weight")}
@@ -280,9 +282,7 @@ def test_masks_that_read_the_model_see_the_trained_weights(
 
 
 @pytest.mark.parametrize("method", ["formula", "directional", "measured"])
-def test_model_is_left_as_it_was(
-    digits_model: nn.Module, digits_data: tuple[Tensor, Tensor], method: str
-) -> None:
+def test_model_is_left_as_it_was(digits_model: nn.Module, digits_data: tuple[Tensor, Tensor], method: str) -> None:
     digits_model.train()
     functional.cross_entropy(digits_model(digits_data[0]), digits_data[1]).backward()
     before = copy.deepcopy(digits_model.state_dict())
@@ -341,7 +341,9 @@ def test_default_epsilon_is_the_deviation_over_full_batches_of_128(digits_model:
         ]
     # The last 44 examples make no full batch; their loss is noisier by its size alone.
     expected = abs(losses[0] - losses[1]) / np.sqrt(2)
-    assert default_epsilon(digits_model, functional.cross_entropy, [(inputs, targets)]) == pytest.approx(expected, rel=1e-4)
+    assert default_epsilon(digits_model, functional.cross_entropy, [(inputs, targets)]) == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_default_epsilon_does_not_depend_on_how_the_data_are_cut(
@@ -365,9 +367,7 @@ def test_default_epsilon_needs_two_batches(digits_model: nn.Module, digits_data:
 
 
 @pytest.mark.parametrize("method", ["formula", "directional", "measured"])
-def test_report_is_complete_and_plain(
-    digits_model: nn.Module, digits_data: tuple[Tensor, Tensor], method: str
-) -> None:
+def test_report_is_complete_and_plain(digits_model: nn.Module, digits_data: tuple[Tensor, Tensor], method: str) -> None:
     limit = predict_limit(digits_model, functional.cross_entropy, digits_data, epsilon=0.05, method=method, steps=8)
     values = json.loads(json.dumps(limit.to_dict(), allow_nan=False))
     assert values["method"] == method

@@ -41,7 +41,18 @@ def test_resolved_means_narrower_than_a_point(limit: PruningLimit, low: float, h
 
 def test_repr_names_the_limit_the_interval_and_the_cost(limit: PruningLimit) -> None:
     text = repr(limit)
-    for part in ("formula", "87.5%", "3,056", "87.1% to 87.9%", "(resolved)", "0.012", "1,437", "80.0%", "95.0%", "64 products"):
+    for part in (
+        "formula",
+        "87.5%",
+        "3,056",
+        "87.1% to 87.9%",
+        "(resolved)",
+        "0.012",
+        "1,437",
+        "80.0%",
+        "95.0%",
+        "64 products",
+    ):
         assert part in text
 
 

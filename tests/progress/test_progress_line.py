@@ -35,7 +35,9 @@ def test_log_has_a_line_per_interval(capsys: pytest.CaptureFixture[str], monkeyp
     assert len(capsys.readouterr().err.splitlines()) == 5
 
 
-def test_terminal_gets_a_bar_and_is_left_clean(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_gets_a_bar_and_is_left_clean(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with ProgressLine("Training", 3, True) as line:
         line.update(2, loss=0.5)

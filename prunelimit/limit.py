@@ -387,7 +387,7 @@ def predict_limit(
         return _measured(model, loss_fn, batches, path, parameters, epsilon, tolerance, start)
     operator = HessianOperator(model, loss_fn, batches, prunable=list(parameters))
     if method == "directional":
-        return _directional(operator, path, epsilon, tolerance, start)
+        return directional_limit(operator, path, epsilon, tolerance=tolerance)
     found = spectrum(operator, steps=steps, probes=probes, seed=seed, progress=progress)
     limit = formula_limit(found, path.distance, epsilon, examples=operator.examples)
     limit.cost = {"products": operator.products, "seconds": time.monotonic() - start}
@@ -407,10 +407,11 @@ class MaskPath:
     def __init__(
         self, names: list[str], parameters: list[nn.Parameter], masks: Callable[[float], Masks], points: int = 200
     ) -> None:
-        self._parameters, self._names, self._masks = parameters, names, masks
-        self.total = sum(p.numel() for p in parameters)
+        # Copies, because measuring prunes the network itself along the way.
+        self._weights, self._names, self._masks = [p.detach().clone() for p in parameters], names, masks
+        self.total = sum(w.numel() for w in self._weights)
         curve = [0.0] + [float(self.displacement(k / points).norm()) for k in range(1, points)]
-        everything = math.sqrt(sum(float(p.detach().double().square().sum()) for p in parameters))
+        everything = math.sqrt(sum(float(w.double().square().sum()) for w in self._weights))
         # A pruner may move closer at a higher sparsity; the theorem only needs the farthest so far.
         self.distance = np.maximum.accumulate(np.array([*curve, everything]))
 
@@ -422,10 +423,7 @@ class MaskPath:
             raise PruneLimitError(
                 f"masks({sparsity}) has no mask for {sorted(missing)[0]!r}: return one per prunable parameter."
             )
-        parts = [
-            (p.detach() * (masks[name].to(p) - 1)).reshape(-1)
-            for name, p in zip(self._names, self._parameters, strict=True)
-        ]
+        parts = [(w * (masks[n].to(w) - 1)).reshape(-1) for n, w in zip(self._names, self._weights, strict=True)]
         return torch.cat(parts)
 
 
@@ -458,19 +456,38 @@ def _search_limit(
     )
 
 
-def _directional(
-    operator: HessianOperator, path: MagnitudePath | MaskPath, epsilon: float, tolerance: float, start: float
+def directional_limit(
+    operator: HessianOperator,
+    path: MagnitudePath | MaskPath,
+    epsilon: float,
+    *,
+    gradient: Tensor | None = None,
+    tolerance: float = 0.001,
 ) -> PruningLimit:
-    """Solve g'd + d'Hd / 2 = eps along the pruning path; the gradient stays in, L1 training leaves it non-zero."""
-    gradient = operator.gradient.double()
+    """Solve g'd + d'Hd / 2 = epsilon along the pruning path, d = w(s) - w*.
+
+    The gradient g stays in: training with L1 leaves it non-zero, and it points along the path.
+
+    Args:
+        operator: The Hessian.
+        path: The sparse points.
+        epsilon: Tolerated rise of the loss.
+        gradient: ``(D,)`` gradient from more data than the Hessian is made of; by default the operator's own.
+        tolerance: Width of the bracket at which bisection stops.
+
+    Returns:
+        The limit; its interval is the bracket, which holds no error from the choice of the data.
+    """
+    start = time.monotonic()
+    slope = (operator.gradient if gradient is None else gradient).double()
 
     def rise(sparsity: float) -> float:
         step = path.displacement(sparsity)
         curved = (operator @ step).double()
-        return float(gradient @ step.double() + step.double() @ curved / 2)
+        return float(slope @ step.double() + step.double() @ curved / 2)
 
     limit = _search_limit("directional", rise, path, epsilon, tolerance, operator.examples)
-    limit.cost = {"products": operator.products, "seconds": time.monotonic() - start}
+    limit.cost = {"products": len(limit.curve), "seconds": time.monotonic() - start}
     return limit
 
 

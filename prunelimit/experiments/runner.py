@@ -22,7 +22,9 @@ from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder, write_json
 from prunelimit.limit import (
     CURVE_POINTS,
+    PruningLimit,
     default_epsilon,
+    directional_limit,
     effective_dimension,
     predict_limit,
     removable_fraction,
@@ -176,9 +178,17 @@ def _measure(
         found = spectrum(operator, steps=spec.steps, probes=spec.probes, seed=spec.train.seed, progress=progress)
         return found.to_dict() | {"examples": operator.examples, "products": operator.products}
 
-    def by_method(method: str, batches: Any) -> dict[str, Any]:
-        limit = predict_limit(model, cross_entropy, batches, epsilon=epsilon, method=method)
+    def as_plain(limit: PruningLimit) -> dict[str, Any]:
         return limit.to_dict() | {"points": limit.curve.round(8).to_dict("list")}
+
+    def directional() -> dict[str, Any]:
+        # A sample's gradient is mostly noise where the whole one nearly vanishes, so all images have a say in it.
+        gradient = HessianOperator(model, cross_entropy, whole, graph="fresh").gradient
+        operator = HessianOperator(model, cross_entropy, sample)
+        return as_plain(directional_limit(operator, path, epsilon, gradient=gradient)) | {"gradient_examples": len(data)}
+
+    def measured() -> dict[str, Any]:
+        return as_plain(predict_limit(model, cross_entropy, whole, epsilon=epsilon, method="measured"))
 
     def accuracies() -> dict[str, float]:
         wanted = {"accuracy": dense["test_accuracy"], "accuracy_slack": dense["test_accuracy"] - ACCURACY_SLACK}
@@ -194,8 +204,8 @@ def _measure(
         "total": path.total,
         "radius": round_significant(path.distance[np.linspace(0, path.total, CURVE_POINTS + 1).round().astype(int)]),
         "spectrum": steps("spectrum", probe),
-        "directional": steps("directional", lambda: by_method("directional", sample)),
-        "measured": steps("measured", lambda: by_method("measured", whole)),
+        "directional": steps("directional", directional),
+        "measured": steps("measured", measured),
         "accuracy": steps("accuracy", accuracies),
         "sweep": steps("sweep", points),
         "history": [

@@ -332,7 +332,7 @@ def test_dense_of_a_large_network_is_refused() -> None:
         operator.dense()
 
 
-def test_weights_changed_between_products_are_explained(data: tuple[Tensor, Tensor]) -> None:
+def test_weights_changed_between_products_are_noticed(data: tuple[Tensor, Tensor]) -> None:
     # BUG (reported): the hooks that count bytes switch off autograd's version check, so a kept graph mixes old
     # activations with new weights and the product is silently that of neither network.
     model = plain()
@@ -340,9 +340,5 @@ def test_weights_changed_between_products_are_explained(data: tuple[Tensor, Tens
     _ = operator @ torch.ones(35)
     with torch.no_grad():
         model[2].weight.mul_(2)
-    try:
-        found = operator @ torch.ones(35)
-    except PruneLimitError as error:
-        assert "changed" in str(error)
-    else:
-        torch.testing.assert_close(found, HessianOperator(model, functional.cross_entropy, data) @ torch.ones(35))
+    expected = HessianOperator(model, functional.cross_entropy, data) @ torch.ones(35)
+    torch.testing.assert_close(operator @ torch.ones(35), expected)

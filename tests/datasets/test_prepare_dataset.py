@@ -330,11 +330,11 @@ def test_pillow_keeps_its_guard(tmp_path: Path, cifar10: Splits) -> None:
     before = Image.MAX_IMAGE_PIXELS
     write_sheets(tmp_path / "package", cifar10)
     prepare_dataset("cifar10", tmp_path / "cifar10", origin=tmp_path / "package")
-    assert Image.MAX_IMAGE_PIXELS == before
+    assert before == Image.MAX_IMAGE_PIXELS
 
 
 def test_origin_without_the_files_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(PruneLimitError, match="cifar-10-binary.tar.gz is not on this machine"):
+    with pytest.raises(PruneLimitError, match=r"cifar-10-binary\.tar\.gz is not on this machine"):
         prepare_dataset("cifar10", tmp_path / "cifar10", origin=tmp_path / "nothing")
 
 

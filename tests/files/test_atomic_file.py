@@ -27,9 +27,14 @@ def test_new_file_appears_whole_with_its_folders(tmp_path: Path) -> None:
 def test_old_file_stays_when_the_body_raises(tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
     target.write_text("old")
-    with pytest.raises(RuntimeError), atomic_file(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def write_half() -> None:
+        with atomic_file(target) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert target.read_text() == "old"
     assert entries(tmp_path) == ["file.txt"]
 
@@ -77,9 +82,14 @@ def test_old_folder_stays_when_the_body_raises(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     with atomic_folder(target) as temporary:
         (temporary / "one").write_text("1")
-    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as temporary:
-        (temporary / "two").write_text("2")
-        raise KeyboardInterrupt
+
+    def write_half() -> None:
+        with atomic_folder(target) as temporary:
+            (temporary / "two").write_text("2")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert entries(target) == ["one"]
     assert entries(tmp_path) == ["folder"]
 

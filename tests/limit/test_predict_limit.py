@@ -252,6 +252,7 @@ def test_measured_curve_holds_real_rises(digits_model: nn.Module, digits_data: t
 
 
 def test_measured_with_masks_prunes_by_them(digits_model: nn.Module, digits_data: tuple[Tensor, Tensor]) -> None:
+    # BUG (reported): MaskPath takes the step from the live weights, which the evaluation before has pruned already.
     asked, trained = [], copy.deepcopy(digits_model)
 
     def masks(sparsity: float) -> dict[str, Tensor]:
@@ -268,7 +269,7 @@ def test_measured_with_masks_prunes_by_them(digits_model: nn.Module, digits_data
 def test_masks_that_read_the_model_see_the_trained_weights(
     digits_model: nn.Module, digits_data: tuple[Tensor, Tensor]
 ) -> None:
-    # BUG (reported): during a measurement the callable sees the weights pruned by the evaluation before.
+    # BUG (reported): the obvious callable, but during a measurement it sees weights that are pruned already.
     def masks(sparsity: float) -> dict[str, Tensor]:
         return magnitude_masks(digits_model, sparsity)
 

@@ -179,5 +179,5 @@ def test_weight_that_is_not_finite_is_refused_by_name(bad: float) -> None:
     model = mlp([4, 3, 2])
     with torch.no_grad():
         model[3].weight[0, 0] = bad
-    with pytest.raises(PruneLimitError, match="'3.weight'"):
+    with pytest.raises(PruneLimitError, match=r"'3\.weight'"):
         magnitude_masks(model, 0.5)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,7 +65,7 @@ def small(digits: Dataset) -> DeviceSplit:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that moves by one second whenever it is read, so that deadlines pass at known places."""
     now = [0.0]
 
@@ -75,7 +74,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         return now[0]
 
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=monotonic))
-    yield now
+    return now
 
 
 def make(kind: str) -> nn.Module:

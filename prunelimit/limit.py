@@ -508,7 +508,12 @@ def _measured(
     if not math.isfinite(dense):
         raise PruneLimitError(f"loss_fn returned {dense} on the dense model: check the data and the weights for NaN.")
 
+    def restore() -> None:
+        for name, p in parameters.items():
+            p.copy_(kept[name])
+
     def rise(sparsity: float) -> float:
+        restore()  # masks may look at the network, and must see the trained weights
         step, offset = path.displacement(sparsity), 0
         for name, p in parameters.items():
             p.copy_(kept[name] + step[offset : offset + p.numel()].reshape(p.shape))
@@ -518,7 +523,6 @@ def _measured(
     try:
         limit = _search_limit("measured", rise, path, epsilon, tolerance, sum(len(t) for _, t in batches))
     finally:
-        for name, p in parameters.items():
-            p.copy_(kept[name])
+        restore()
     limit.cost = {"evaluations": len(limit.curve) + 1, "seconds": time.monotonic() - start}
     return limit

@@ -74,12 +74,12 @@ def lanczos(
     """
     if steps < 1:
         raise PruneLimitError(f"steps={steps!r} must be at least 1: each step is one Hessian product.")
-    norm = float(start.norm())
-    if not norm > 0:
+    if not float(start.norm()) > 0:
         raise PruneLimitError("start is the zero vector (or NaN): draw a random one.")
     steps = min(steps, operator.dimension)
     basis = torch.empty(steps, operator.dimension, dtype=operator.dtype, device=operator.device)
-    basis[0] = start.to(basis) / norm
+    basis[0] = start.to(basis)
+    basis[0] /= basis[0].double().norm().to(basis)
     alpha, beta = np.zeros(steps), np.zeros(steps)
     scale = 0.0
     for k in range(steps):

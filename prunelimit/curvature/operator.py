@@ -99,6 +99,26 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def _twice_error(what: object) -> PruneLimitError:
+    return PruneLimitError(
+        f"model uses an operation that cannot be differentiated twice ({what}): replace it, for example by its plain math version."
+    )
+
+
+def _refuse_once_differentiable(grads: Sequence[Tensor | None]) -> None:
+    """Look through the gradient's graph for a node that would raise, if only ``autograd.grad`` ever came to it."""
+    stack = [g.grad_fn for g in grads if g is not None and g.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        if any(word in node.name() for word in ("DelayedError", "NotImplemented")):
+            raise _twice_error(node.name())
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+
+
 class HessianOperator:
     """The Hessian of a network's mean loss as a linear operator.
 
@@ -152,14 +172,18 @@ class HessianOperator:
         self.products = 0
         self._graph, self._retain = graph, graph != "fresh"
         self._kept: list[tuple[float, tuple[Tensor, ...]]] | None = None
+        self._kept_versions: list[tuple[int, int]] = []
         self._gradient: Tensor | None = None
         self._loss: float | None = None
 
     def _gradients(self) -> Iterator[tuple[float, tuple[Tensor, ...]]]:
         """Give each batch's weight n/N and differentiable gradient, from memory if they were kept."""
-        if self._kept is not None:
+        versions = self._weight_versions()
+        if self._kept is not None and versions == self._kept_versions:
             yield from self._kept
             return
+        # Kept graphs of other weights are worthless, and autograd would not notice: the hooks that count bytes hide it.
+        self._kept, self._kept_versions = None, versions
         kept = []
         with evaluation_mode(self.model), torch.enable_grad():
             loss_sum, gradient = 0.0, torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
@@ -176,6 +200,8 @@ class HessianOperator:
                 share = len(targets) / self.examples
                 with saved.hooks:
                     grads = self._differentiate(loss, create_graph=True)
+                if number == 0:
+                    _refuse_once_differentiable(grads)
                 if number == 0 and self._graph == "auto":
                     self._retain = saved.total / share < RETAIN_SHARE * free_memory(self.device)
                 loss_sum += share * float(loss.detach())
@@ -187,6 +213,10 @@ class HessianOperator:
         if self._retain:
             self._kept = kept
 
+    def _weight_versions(self) -> list[tuple[int, int]]:
+        """Fingerprint the weights and buffers: memory address and number of in-place changes."""
+        return [(t.data_ptr(), t._version) for t in (*self.model.parameters(), *self.model.buffers())]
+
     def _differentiate(self, value: Tensor, **options: Any) -> tuple[Tensor, ...]:
         try:
             return torch.autograd.grad(value, self.parameters, allow_unused=True, **options)
@@ -194,10 +224,7 @@ class HessianOperator:
             if "does not require grad" in str(error):  # the gradient does not depend on the weights: a linear loss
                 return tuple(torch.zeros_like(p) for p in self.parameters)
             if "derivative" in str(error):
-                raise PruneLimitError(
-                    f"model uses an operation that cannot be differentiated twice ({error}): replace it, for example by its "
-                    "plain math version."
-                ) from error
+                raise _twice_error(error) from error
             raise
 
     def _flat(self, grads: Sequence[Tensor | None]) -> Tensor:
@@ -260,10 +287,7 @@ class HessianOperator:
                         allow_unused=True,
                     )
                 except RuntimeError as error:
-                    raise PruneLimitError(
-                        f"model uses an operation that cannot be differentiated twice ({error}): replace it, for example by "
-                        "its plain math version."
-                    ) from error
+                    raise _twice_error(error) from error
                 result[:, k] += share * self._flat(rows)
         self.products += columns.shape[1]
         if not bool(torch.isfinite(result).all()):

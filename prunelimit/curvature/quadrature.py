@@ -59,8 +59,11 @@ def radau_rule(alpha: np.ndarray, beta: np.ndarray, node: float = 0.0) -> Rule:
     banded = np.zeros((3, len(alpha)))
     banded[0, 1:], banded[1], banded[2, :-1] = beta[: len(alpha) - 1], alpha - node, beta[: len(alpha) - 1]
     try:
-        corner = scipy.linalg.solve_banded((1, 1), banded, unit)[-1]
-    except np.linalg.LinAlgError:  # the node is a Ritz value already: the rule that is asked for is Gauss
+        with np.errstate(all="ignore"):
+            corner = scipy.linalg.solve_banded((1, 1), banded, unit)[-1]
+    except np.linalg.LinAlgError:
+        corner = np.inf
+    if not np.isfinite(corner):  # the node is a Ritz value already: the rule that is asked for is Gauss
         return gauss_rule(alpha, beta)
     return gauss_rule(np.append(alpha, node + beta[len(alpha) - 1] ** 2 * corner), beta)
 
@@ -86,14 +89,18 @@ class Spectrum:
 
     @functools.cached_property
     def _rules(self) -> list[list[tuple[Rule, Rule]]]:
-        """Per probe, Gauss and Gauss-Radau rules of the last ``TAIL`` step counts, the longest first."""
-        return [
-            [
-                (gauss_rule(probe.alpha[:k], probe.beta[:k]), radau_rule(probe.alpha[:k], probe.beta[:k]))
-                for k in range(len(probe.alpha), max(len(probe.alpha) - TAIL, 0), -1)
-            ]
-            for probe in self.probes
-        ]
+        """Per probe, Gauss and Gauss-Radau rules of the last ``TAIL`` step counts, the longest first.
+
+        A complete Krylov space has one rule, which is exact: shorter ones would only add their errors.
+        """
+        found = []
+        for probe in self.probes:
+            longest = len(probe.alpha)
+            shortest = longest if probe.beta[-1] == 0 else max(longest - TAIL + 1, 1)
+            counts = range(longest, shortest - 1, -1)
+            parts = [(probe.alpha[:k], probe.beta[:k]) for k in counts]
+            found.append([(gauss_rule(*part), radau_rule(*part)) for part in parts])
+        return found
 
     @property
     def trace(self) -> float:
@@ -112,7 +119,8 @@ class Spectrum:
 
         The interval holds two errors. That of the rule lies between the lowest Gauss-Radau and the highest Gauss value
         of the last two step counts. That of the probe is two standard deviations; the variance of a uniformly random
-        direction, :math:`2 (\mathrm{Tr} F^2 - (\mathrm{Tr} F)^2 / D)` with F the integrand, needs no second probe.
+        direction, :math:`2 D / (D + 2) (\mathrm{Tr} F^2 - (\mathrm{Tr} F)^2 / D)` with F the integrand, needs no second
+        probe.
 
         Args:
             mu: One or many positive numbers, in units of the eigenvalues.
@@ -130,12 +138,13 @@ class Spectrum:
         if rule not in ("tail", "gauss", "radau"):
             raise PruneLimitError(f"rule={rule!r} is unknown: choose tail, gauss or radau.")
         flat = points.reshape(-1)
-        # (probe, step count, Gauss or Radau, mu) of Tr F / D, and of Tr F^2 / D for the noise.
-        values = np.array([[[_integrate(r, flat, 1) for r in pair] for pair in rules] for rules in self._rules])
-        square = np.array([_integrate(rules[0][0], flat, 2) for rules in self._rules]).mean(0)
-        mean = values.mean(0)
-        estimate = {"tail": mean.mean((0, 1)), "gauss": mean[0, 0], "radau": mean[0, 1]}[rule]
-        low, high = mean[:2].min((0, 1)), mean[:2].max((0, 1))
+        square = np.mean([_integrate(rules[0][0], flat, 2) for rules in self._rules], axis=0)
+        # Per probe (step count, Gauss or Radau, mu) of Tr F / D; step counts may differ between probes.
+        values = [np.array([[_integrate(r, flat, 1) for r in pair] for pair in rules]) for rules in self._rules]
+        pick = {"tail": lambda v: v.mean((0, 1)), "gauss": lambda v: v[0, 0], "radau": lambda v: v[0, 1]}[rule]
+        estimate = np.mean([pick(v) for v in values], axis=0)
+        low = np.mean([v[:2].min((0, 1)) for v in values], axis=0)
+        high = np.mean([v[:2].max((0, 1)) for v in values], axis=0)
         variance = 2 * np.maximum(square - np.clip(estimate, 0, 1) ** 2, 0) / ((self.dimension + 2) * len(self.probes))
         noise = PROBE_SIGMAS * np.sqrt(variance)
         bounds = [np.clip(x, 0, 1) * self.dimension for x in (estimate, low - noise, high + noise)]

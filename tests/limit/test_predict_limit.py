@@ -16,7 +16,7 @@ from torch.nn import functional
 from prunelimit import apply_masks, magnitude_masks, predict_limit
 from prunelimit.curvature import HessianOperator
 from prunelimit.errors import PruneLimitError
-from prunelimit.limit import default_epsilon, effective_dimension, removable_fraction, solve_limit
+from prunelimit.limit import default_epsilon, directional_limit, effective_dimension, removable_fraction, solve_limit
 from prunelimit.pruning import MagnitudePath
 
 EPSILONS = [0.005, 0.05, 0.3]
@@ -252,7 +252,7 @@ def test_measured_curve_holds_real_rises(digits_model: nn.Module, digits_data: t
 
 
 def test_measured_with_masks_prunes_by_them(digits_model: nn.Module, digits_data: tuple[Tensor, Tensor]) -> None:
-    # BUG (reported): MaskPath takes the step from the live weights, which the evaluation before has pruned already.
+    # The path must take its step from the trained weights, not from those that the evaluation before has pruned.
     asked, trained = [], copy.deepcopy(digits_model)
 
     def masks(sparsity: float) -> dict[str, Tensor]:
@@ -269,7 +269,7 @@ def test_measured_with_masks_prunes_by_them(digits_model: nn.Module, digits_data
 def test_masks_that_read_the_model_see_the_trained_weights(
     digits_model: nn.Module, digits_data: tuple[Tensor, Tensor]
 ) -> None:
-    # BUG (reported): the obvious callable, but during a measurement it sees weights that are pruned already.
+    # The obvious callable; during a measurement it must not see weights that are pruned already.
     def masks(sparsity: float) -> dict[str, Tensor]:
         return magnitude_masks(digits_model, sparsity)
 
@@ -398,3 +398,17 @@ def test_low_rank_hessian_with_a_complete_krylov_space_is_exact() -> None:
     limit = predict_limit(model, functional.mse_loss, data, epsilon=0.05, steps=64, probes=20)
     expected = dense_root(model.weight.detach().reshape(-1), eigenvalues, 0.05)
     assert limit.sparsity == pytest.approx(expected, abs=0.003)
+
+
+def test_directional_limit_takes_a_gradient_of_more_data(
+    digits_model: nn.Module, digits_data: tuple[Tensor, Tensor]
+) -> None:
+    few = digits_data[0][:200], digits_data[1][:200]
+    curved = HessianOperator(digits_model, functional.cross_entropy, few)
+    slope = HessianOperator(digits_model, functional.cross_entropy, digits_data).gradient
+    path = MagnitudePath(digits_model)
+    limit = directional_limit(curved, path, 0.05, gradient=slope, tolerance=0.05)
+    for sparsity, rise in zip(limit.curve.sparsity, limit.curve.rise, strict=True):
+        step = path.displacement(sparsity)
+        assert rise == pytest.approx(float(slope @ step + step @ (curved @ step) / 2), rel=1e-4, abs=1e-6)
+    assert limit.examples == 200

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
@@ -25,15 +26,16 @@ SHARD_BYTES = 15 * 2**20
 def _shards(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """Cut tensors into pieces and pack the pieces, in order, into shards of at most ``SHARD_BYTES``."""
     shards: list[dict[str, Tensor]] = [{}]
-    room = SHARD_BYTES - 2**16  # leaves space for the header of the file
-    free = room
+    free = room = SHARD_BYTES - 2**12
     for name, tensor in tensors.items():
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         start = 0
         while start < flat.numel() or (flat.numel() == 0 and start == 0):
-            if free < flat.element_size():
+            header = len(name) + 150  # what a piece adds to the file besides its numbers
+            if free < header + flat.element_size():
                 shards.append({})
                 free = room
+            free -= header
             end = min(flat.numel(), start + free // flat.element_size())
             shards[-1][f"{name}@{start}"] = flat[start:end].clone()
             free -= max(end - start, 1) * flat.element_size()
@@ -65,7 +67,9 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], metadat
         (temporary / "index.json").write_text(json.dumps(index, allow_nan=False), encoding="utf-8")
     for old in folder.glob("step-*"):
         if old != final:
-            shutil.rmtree(old, ignore_errors=True)
+            old.rename(folder / f".{old.name}.old")  # first out of sight, then away: a half-deleted one is never read
+    for litter in [*folder.glob(".step-*.old"), *folder.glob(".step-*.part")]:
+        shutil.rmtree(litter, ignore_errors=True)  # of this call, and of processes that were killed
     return final
 
 
@@ -95,16 +99,20 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
                     f"checkpoint={str(path)!r} is corrupted ({name}): delete that folder and run again."
                 )
             pieces.update(load(raw))
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+        return _assemble(index["tensors"], pieces), index["metadata"]
+    except PruneLimitError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise PruneLimitError(
             f"checkpoint={str(path)!r} cannot be read ({error}): delete that folder and run again."
         ) from error
-    tensors = {name: torch.empty(0) for name in index["tensors"]}
-    parts: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in tensors}
+
+
+def _assemble(layouts: dict[str, dict[str, Any]], pieces: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Join the pieces of each tensor in their order."""
+    parts: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in layouts}
     for key, piece in pieces.items():
         name, _, start = key.rpartition("@")
         parts[name].append((int(start), piece))
-    for name, layout in index["tensors"].items():
-        ordered = [piece for _, piece in sorted(parts[name], key=lambda item: item[0])]
-        tensors[name] = torch.cat(ordered).reshape(layout["shape"])
-    return tensors, index["metadata"]
+    ordered = {name: [piece for _, piece in sorted(found, key=lambda item: item[0])] for name, found in parts.items()}
+    return {name: torch.cat(ordered[name]).reshape(layout["shape"]) for name, layout in layouts.items()}

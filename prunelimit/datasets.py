@@ -14,6 +14,7 @@ import io
 import json
 import struct
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -308,12 +309,14 @@ def load_dataset(name: str, folder: Path | None = None, *, download: bool = True
     home = (folder or data_folder()) / name
     if not all((home / f"{s}_{kind}.npy").is_file() for s in SPLITS for kind in ("images", "labels")):
         prepare_dataset(name, home, download=download)
-    images, labels = {}, {}
+    images: dict[str, np.ndarray] = {}
+    labels: dict[str, np.ndarray] = {}
     for split, digest in zip(SPLITS, source.digests, strict=True):
         try:
-            images[split] = np.load(home / f"{split}_images.npy", mmap_mode="r", allow_pickle=False)
-            labels[split] = np.load(home / f"{split}_labels.npy", allow_pickle=False)
-            intact = content_digest(images[split], labels[split]) == digest
+            images[split] = np.lib.format.open_memmap(home / f"{split}_images.npy", mode="r")
+            labels[split] = np.lib.format.open_memmap(home / f"{split}_labels.npy", mode="r")
+            fits = images[split].shape[1:] == source.shape and images[split].dtype == labels[split].dtype == np.uint8
+            intact = fits and labels[split].ndim == 1 and content_digest(images[split], labels[split]) == digest
         except (ValueError, OSError, EOFError):
             intact = False
         if not intact:
@@ -359,13 +362,21 @@ def prepare_dataset(name: str, home: Path | None = None, *, origin: Path | None 
         raise unknown_name("dataset", name, SOURCES)
     source = SOURCES[name]
     home = make_folder(home or data_folder() / name)
-    if origin is not None and (origin / "data_batch_1.png").is_file() and name == "cifar10":
-        splits = {split: _cifar10_sheets(origin, split) for split in SPLITS}
-    else:
-        files = [_official_file(name, file, home, origin, download) for file in source.files]
-        splits = _cifar_archive(files[0]) if name.startswith("cifar") else _idx_splits(files)
+    try:
+        if origin is not None and (origin / "data_batch_1.png").is_file() and name == "cifar10":
+            splits = {split: _cifar10_sheets(origin, split) for split in SPLITS}
+        else:
+            files = [_official_file(name, file, home, origin, download) for file in source.files]
+            splits = _cifar_archive(files[0]) if name.startswith("cifar") else _idx_splits(files)
+        found = {split: content_digest(*splits[split]) for split in SPLITS}
+    except PruneLimitError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error, struct.error, tarfile.TarError) as error:
+        raise PruneLimitError(
+            f"origin={str(origin or home)!r} holds unreadable files ({error}): get them again."
+        ) from error
     for (split, (images, labels)), digest in zip(splits.items(), source.digests, strict=True):
-        if content_digest(images, labels) != digest:
+        if found[split] != digest:
             raise PruneLimitError(
                 f"origin={str(origin or home)!r} does not hold the official {name} ({split}): get it again."
             )
@@ -382,7 +393,7 @@ def _official_file(name: str, file: str, home: Path, origin: Path | None, downlo
         for candidate in (file, file.removesuffix(".gz")):
             if folder is not None and (folder / candidate).is_file():
                 return folder / candidate
-    problem = "downloading was not allowed"
+    problem = f"not in {origin}" if origin is not None else "downloading was not allowed"
     if download and origin is None:
         import pooch  # only needed here
 

@@ -73,7 +73,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # mkstemp makes files that only the owner can read
-        Path(temporary).replace(path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -99,11 +99,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.chmod(0o755)
         if path.exists():
             stale = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            Path(path).replace(stale / "old")
-            Path(temporary).replace(path)
-            shutil.rmtree(stale, ignore_errors=True)
+            path.replace(stale / "old")
+            try:
+                temporary.replace(path)
+            except OSError:
+                (stale / "old").replace(path)
+                raise
+            finally:
+                shutil.rmtree(stale, ignore_errors=True)
         else:
-            Path(temporary).replace(path)
+            temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -223,7 +223,9 @@ def default_epsilon(model: nn.Module, loss_fn: LossFunction, batches: Batches) -
         targets = torch.cat([t for _, t in batches])
         whole = len(targets) - len(targets) % EPSILON_BATCH or len(targets)
         batches = list(zip(inputs[:whole].split(EPSILON_BATCH), targets[:whole].split(EPSILON_BATCH), strict=True))
-    _, losses = mean_loss(model, loss_fn, batches)
+    mean, losses = mean_loss(model, loss_fn, batches)
+    if not math.isfinite(mean):
+        raise PruneLimitError(f"loss_fn returned {mean} on the dense model: check the data and the weights for NaN.")
     epsilon = float(np.std(losses, ddof=1)) if len(losses) > 1 else 0.0
     if not epsilon > 0:
         raise PruneLimitError(
@@ -369,8 +371,8 @@ def predict_limit(
         raise unknown_name("method", method, METHODS)
     if curvature not in CURVATURES:
         raise unknown_name("curvature", curvature, CURVATURES)
-    if not 0 < tolerance < 1:
-        raise PruneLimitError(f"tolerance={tolerance!r} must lie in (0, 1): it is a width in sparsity.")
+    if not 1e-9 <= tolerance < 1:
+        raise PruneLimitError(f"tolerance={tolerance!r} must lie in [1e-9, 1): it is a width in sparsity.")
     start = time.monotonic()
     parameters = prunable_parameters(model, prunable)
     batches = as_batches(data)
@@ -423,6 +425,11 @@ class MaskPath:
             raise PruneLimitError(
                 f"masks({sparsity}) has no mask for {sorted(missing)[0]!r}: return one per prunable parameter."
             )
+        for name, weight in zip(self._names, self._weights, strict=True):
+            if masks[name].shape != weight.shape:
+                raise PruneLimitError(
+                    f"masks({sparsity})[{name!r}] has shape {tuple(masks[name].shape)}: give it {tuple(weight.shape)}."
+                )
         parts = [(w * (masks[n].to(w) - 1)).reshape(-1) for n, w in zip(self._names, self._weights, strict=True)]
         return torch.cat(parts)
 

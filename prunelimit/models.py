@@ -154,3 +154,27 @@ def prunable_names(model: nn.Module) -> list[str]:
             "has requires_grad=True, or name the parameters with prunable=[...]."
         )
     return names
+
+
+def match_masks(model: nn.Module, masks: dict[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Pair masks with the parameters that they are for.
+
+    Args:
+        model: Any torch module.
+        masks: Parameter name to a tensor of its shape.
+
+    Returns:
+        Parameters with their masks.
+
+    Raises:
+        PruneLimitError: If a mask names no parameter or has another shape.
+    """
+    named = dict(model.named_parameters())
+    for name, mask in masks.items():
+        if name not in named:
+            raise unknown_name("masks", name, named)
+        if mask.shape != named[name].shape:
+            raise PruneLimitError(
+                f"masks[{name!r}] has shape {tuple(mask.shape)}: give it the parameter's, {tuple(named[name].shape)}."
+            )
+    return [(named[name], mask) for name, mask in masks.items()]

@@ -20,6 +20,15 @@ class Spec:
     Subclasses add the fields. Two specs with equal fields have the same hash in every process and on every machine.
     """
 
+    def __post_init__(self) -> None:
+        """Bring numbers to the type of their field, so that equal specs have equal hashes; refuse other types."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "float" and isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, field.name, float(value))
+            elif field.type == "int" and (isinstance(value, bool) or not isinstance(value, int)):
+                raise PruneLimitError(f"{field.name}={value!r} must be a whole number.")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values, nested specs included."""
         return json.loads(json.dumps(dataclasses.asdict(self)))

@@ -21,7 +21,7 @@ from prunelimit.checkpoints import load_checkpoint, save_checkpoint
 from prunelimit.datasets import Dataset, DeviceSplit, load_dataset
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.files import cache_folder
-from prunelimit.models import build_model
+from prunelimit.models import build_model, match_masks
 from prunelimit.progress import ProgressLine
 from prunelimit.specs import Spec
 
@@ -71,6 +71,7 @@ class TrainSpec(Spec):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train anything."""
+        super().__post_init__()
         if self.schedule not in SCHEDULES:
             raise unknown_name("schedule", self.schedule, SCHEDULES)
         for name, least in {"epochs": 0, "batch_size": 1, "warmup_epochs": 0, "l1": 0, "l2": 0, "momentum": 0}.items():
@@ -143,9 +144,9 @@ class _Loop:
         self.optimiser = torch.optim.SGD(
             self.parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.l2, fused=True
         )
-        named = dict(model.named_parameters())
-        self.masked = [(named[name], mask.to(data.device)) for name, mask in (masks or {}).items()]
+        self.masked = [(p, mask.to(p)) for p, mask in match_masks(model, masks or {})]
         self.history: list[dict[str, Any]] = []
+        self.saved = 0
         self._apply_masks()
 
     @torch.no_grad()
@@ -201,7 +202,8 @@ class _Loop:
             momentum = self.optimiser.state[p].get("momentum_buffer")
             if momentum is not None:
                 tensors[f"momentum.{i}"] = momentum
-        save_checkpoint(folder, len(self.history), tensors, {"spec": self.spec.to_dict(), "history": self.history})
+        self.saved = len(self.history)
+        save_checkpoint(folder, self.saved, tensors, {"spec": self.spec.to_dict(), "history": self.history})
 
     def load(self, folder: Path) -> None:
         """Go back to the saved state, if there is one."""
@@ -209,11 +211,16 @@ class _Loop:
         if found is None:
             return
         tensors, metadata = found
+        if metadata["spec"] != self.spec.to_dict():
+            raise PruneLimitError(
+                f"folder={str(folder)!r} holds a run with other settings: give each run a folder of its own."
+            )
         self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         for i, p in enumerate(self.parameters):
             if f"momentum.{i}" in tensors:
                 self.optimiser.state[p]["momentum_buffer"] = tensors[f"momentum.{i}"].to(p.device)
         self.history = metadata["history"]
+        self.saved = len(self.history)
 
 
 def fit(
@@ -254,7 +261,7 @@ def fit(
     with ProgressLine(f"{spec.model} on {spec.dataset}, seed {spec.seed}", spec.epochs, progress) as line:
         while len(loop.history) < spec.epochs:
             if deadline is not None and time.monotonic() > deadline:
-                if folder is not None and loop.history:
+                if folder is not None and len(loop.history) > loop.saved:
                     loop.save(folder)
                 break
             entry = loop.epoch()

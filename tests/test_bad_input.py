@@ -85,11 +85,11 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "NaN loss, formula": (lambda: predict(loss=nan_loss), r"^loss_fn returned nan"),
     "NaN loss, directional": (lambda: predict(loss=nan_loss, method="directional"), r"^loss_fn returned nan"),
     "NaN loss, measured": (lambda: predict(loss=nan_loss, method="measured"), r"^loss_fn returned nan"),
-    # BUG (reported): the default epsilon is NaN then, and the message asks for an epsilon instead.
+    # Once wrong: the default epsilon is NaN then, and the message asks for an epsilon instead.
     "NaN loss, default epsilon": (lambda: predict(loss=nan_loss, epsilon=None), r"^loss_fn returned nan"),
     "NaN inputs": (lambda: predict(data=nan_inputs()), r"^loss_fn returned nan.*data"),
     "loss that is not a scalar": (lambda: predict(loss=vector_loss), r"^loss_fn returned shape \(300,\)"),
-    # BUG (reported): measured and the default epsilon raise torch's own RuntimeError.
+    # Once wrong: measured and the default epsilon raise torch's own RuntimeError.
     "loss that is not a scalar, measured": (
         lambda: predict(loss=vector_loss, method="measured"),
         r"^loss_fn returned shape \(300,\)",
@@ -122,7 +122,7 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "no probes": (lambda: predict(probes=0), r"^probes=0"),
     "tolerance zero": (lambda: predict(tolerance=0.0), r"^tolerance=0.0"),
     "mask missing": (lambda: predict(masks=one_mask), r"^masks\(.*'3.weight'"),
-    # BUG (reported): torch's own RuntimeError.
+    # Once wrong: torch's own RuntimeError.
     "mask of another shape": (lambda: predict(masks=flat_masks, method="measured"), r"^masks"),
     "unknown mask": (lambda: apply_masks(mlp([4, 3]), {"1.wait": torch.ones(1)}), r"^masks='1.wait'.*Did you mean"),
     "unknown graph": (

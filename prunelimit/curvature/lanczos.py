@@ -93,7 +93,7 @@ def lanczos(
         if progress is not None:
             progress.update(k + 1)
         # What is left after a complete Krylov space is rounding: it must not become a direction.
-        if beta[k] <= 50 * torch.finfo(operator.dtype).eps * scale or k + 1 == operator.dimension:
+        if beta[k] <= 10 * torch.finfo(operator.dtype).eps * scale or k + 1 == operator.dimension:
             beta[k] = 0.0
             return Tridiagonal(alpha[: k + 1], beta[: k + 1])
         if k + 1 < steps:

@@ -111,7 +111,7 @@ def _refuse_once_differentiable(grads: Sequence[Tensor | None]) -> None:
     seen = set(stack)
     while stack:
         node = stack.pop()
-        if any(word in node.name() for word in ("DelayedError", "NotImplemented")):
+        if any(word in node.name() for word in ("DelayedError", "NotImplemented", "autograd::Error")):
             raise _twice_error(node.name())
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
@@ -335,6 +335,9 @@ def mean_loss(
     losses, sizes = [], []
     with evaluation_mode(model), torch.no_grad():
         for inputs, targets in batches:
-            losses.append(float(loss_fn(model(inputs), targets)))
+            loss = loss_fn(model(inputs), targets)
+            if loss.ndim:
+                raise PruneLimitError(f"loss_fn returned shape {tuple(loss.shape)}: return the mean loss, a scalar.")
+            losses.append(float(loss))
             sizes.append(len(targets))
     return sum(a * b for a, b in zip(losses, sizes, strict=True)) / sum(sizes), losses

@@ -23,12 +23,12 @@ FINE_GRID = 20_001
 
 #: Column of the limits table to what a reader sees.
 MEASURES = {
-    "formula": "formula (the theorem)",
-    "directional": "directional (second order)",
-    "measured": "measured: loss within ε",
-    "accuracy": "measured: accuracy ≥ dense",
-    "accuracy_slack": "measured: accuracy ≥ dense − 0.1",
-    "fine_tuned": "measured after fine-tuning",
+    "formula": "formula",
+    "directional": "directional",
+    "measured": "one-shot: loss ≤ dense + ε",
+    "accuracy": "one-shot: accuracy ≥ dense",
+    "accuracy_slack": "one-shot: accuracy ≥ dense − 0.1",
+    "fine_tuned": "fine-tuned: loss ≤ control + ε",
 }
 
 

@@ -185,7 +185,9 @@ def _measure(
         # A sample's gradient is mostly noise where the whole one nearly vanishes, so all images have a say in it.
         gradient = HessianOperator(model, cross_entropy, whole, graph="fresh").gradient
         operator = HessianOperator(model, cross_entropy, sample)
-        return as_plain(directional_limit(operator, path, epsilon, gradient=gradient)) | {"gradient_examples": len(data)}
+        return as_plain(directional_limit(operator, path, epsilon, gradient=gradient)) | {
+            "gradient_examples": len(data)
+        }
 
     def measured() -> dict[str, Any]:
         return as_plain(predict_limit(model, cross_entropy, whole, epsilon=epsilon, method="measured"))

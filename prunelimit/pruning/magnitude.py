@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from prunelimit.errors import PruneLimitError, unknown_name
-from prunelimit.models import prunable_names
+from prunelimit.models import match_masks, prunable_names
 
 Masks = dict[str, Tensor]
 
@@ -179,8 +179,7 @@ def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
     Raises:
         PruneLimitError: If a mask names no parameter or has another shape.
     """
-    for name, parameter, mask in _matched(model, masks):
-        del name
+    for parameter, mask in match_masks(model, masks):
         parameter.mul_(mask.to(parameter))
     return model
 
@@ -195,19 +194,8 @@ def export_pruning(model: nn.Module, masks: Masks) -> nn.Module:
     Returns:
         The same network; ``torch.nn.utils.prune.remove`` makes the zeros permanent.
     """
-    for name, _, mask in list(_matched(model, masks)):
+    match_masks(model, masks)
+    for name, mask in masks.items():
         module, _, leaf = name.rpartition(".")
         prune.custom_from_mask(model.get_submodule(module), leaf, mask)
     return model
-
-
-def _matched(model: nn.Module, masks: Masks) -> list[tuple[str, nn.Parameter, Tensor]]:
-    named = dict(model.named_parameters())
-    for name, mask in masks.items():
-        if name not in named:
-            raise unknown_name("masks", name, named)
-        if mask.shape != named[name].shape:
-            raise PruneLimitError(
-                f"masks[{name!r}] has shape {tuple(mask.shape)}: give it the parameter's, {tuple(named[name].shape)}."
-            )
-    return [(name, named[name], mask) for name, mask in masks.items()]

@@ -89,7 +89,7 @@ def test_tensor_larger_than_a_shard_is_cut(tmp_path: Path) -> None:
 
 
 def test_many_small_tensors_fit_their_shards(tmp_path: Path) -> None:
-    # BUG (reported): 64 KiB are set aside for the header, but it takes about 150 bytes for each tensor.
+    # Once wrong: 64 KiB are set aside for the header, but it takes about 150 bytes for each tensor.
     tensors = {f"model.stage{i:04d}.block.normalisation.running_variance": torch.ones(4000) for i in range(1000)}
     path = save_checkpoint(tmp_path, 1, tensors, {})
     assert max(file.stat().st_size for file in shards(path)) <= SHARD_BYTES
@@ -195,14 +195,14 @@ def test_missing_shard_is_noticed(saved: Path) -> None:
 
 @pytest.mark.parametrize("text", [b"", b"{", b"{}", b"[]", b"\xff\xfe\x00", b'{"files": {}, "metadata": {}}', b"null"])
 def test_unreadable_index_is_noticed(saved: Path, text: bytes) -> None:
-    # BUG (reported): only JSONDecodeError, KeyError and OSError are caught, and not around the tensors.
+    # Once wrong: only JSONDecodeError, KeyError and OSError are caught, and not around the tensors.
     (saved / "index.json").write_bytes(text)
     with pytest.raises(PruneLimitError, match=r"^checkpoint="):
         load_checkpoint(saved.parent)
 
 
 def test_index_that_names_fewer_files_is_noticed(saved: Path) -> None:
-    # BUG (reported): see test_unreadable_index_is_noticed.
+    # Once wrong: see test_unreadable_index_is_noticed.
     index = json.loads((saved / "index.json").read_text())
     index["files"] = {}
     (saved / "index.json").write_text(json.dumps(index))

@@ -125,7 +125,7 @@ def test_length_of_the_start_vector_does_not_matter(matrix_operator: Operator, s
 
 
 def test_start_vector_is_normalised_in_the_precision_of_the_operator(matrix_operator: Operator) -> None:
-    # BUG (reported): the norm is taken before the conversion to float64, so alpha is off in the eighth digit.
+    # Once wrong: the norm is taken before the conversion to float64, so alpha is off in the eighth digit.
     operator = matrix_operator(5 * torch.eye(1000, dtype=torch.float64))
     found = lanczos(operator, sphere_vector(1000, 0), 1)
     assert found.alpha[0] == pytest.approx(5, rel=1e-13)

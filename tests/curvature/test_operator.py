@@ -306,7 +306,7 @@ def test_operation_without_a_second_derivative_is_explained(data: tuple[Tensor, 
 
 
 def test_function_marked_once_differentiable_is_explained(data: tuple[Tensor, Tensor]) -> None:
-    # BUG (reported): autograd.grad never reaches the node that would raise, so the product silently lacks a term.
+    # Once wrong: autograd.grad never reaches the node that would raise, so the product silently lacks a term.
     operator = HessianOperator(OnceOnly(), functional.cross_entropy, data)
     with pytest.raises(PruneLimitError, match="cannot be differentiated twice"):
         operator @ torch.ones(12)
@@ -333,7 +333,7 @@ def test_dense_of_a_large_network_is_refused() -> None:
 
 
 def test_weights_changed_between_products_are_noticed(data: tuple[Tensor, Tensor]) -> None:
-    # BUG (reported): the hooks that count bytes switch off autograd's version check, so a kept graph mixes old
+    # Once wrong: the hooks that count bytes switch off autograd's version check, so a kept graph mixes old
     # activations with new weights and the product is silently that of neither network.
     model = plain()
     operator = HessianOperator(model, functional.cross_entropy, data, graph="retained")

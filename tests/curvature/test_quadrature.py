@@ -112,7 +112,7 @@ def test_complete_krylov_space_makes_both_rules_exact(matrix_operator: Operator)
 
 
 def test_radau_at_a_ritz_value_is_the_gauss_rule() -> None:
-    # BUG (reported): SciPy divides by zero for a 1 x 1 matrix instead of raising LinAlgError, and the rule is not finite.
+    # Once wrong: SciPy divides by zero for a 1 x 1 matrix instead of raising LinAlgError, and the rule is not finite.
     alpha, beta = np.array([0.0]), np.array([1.0])
     for found, expected in zip(radau_rule(alpha, beta, 0.0), gauss_rule(alpha, beta), strict=True):
         np.testing.assert_array_equal(found, expected)

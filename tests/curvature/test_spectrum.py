@@ -134,7 +134,7 @@ def test_probes_use_consecutive_seeds(operator: object) -> None:
 
 
 def test_low_rank_matrix_with_few_steps_is_exact_for_its_probe(matrix_operator: Operator) -> None:
-    # BUG (reported): the Krylov space is complete, yet the incomplete rules before it are averaged in.
+    # Once wrong: the Krylov space is complete, yet the incomplete rules before it are averaged in.
     eigenvalues = torch.cat([torch.tensor([1.0, 10.0, 1000.0]), torch.zeros(97)]).double()
     found = spectrum(matrix_operator(torch.diag(eigenvalues)), steps=30)
     assert found.steps == 4
@@ -143,7 +143,7 @@ def test_low_rank_matrix_with_few_steps_is_exact_for_its_probe(matrix_operator: 
 
 
 def test_probes_may_have_complete_krylov_spaces_of_different_size() -> None:
-    # BUG (reported): fewer than TAIL steps, and not the same number for each probe, make a ragged array.
+    # Once wrong: fewer than TAIL steps, and not the same number for each probe, make a ragged array.
     probes = (
         Tridiagonal(np.array([1.0, 2.0]), np.array([0.5, 0.0])),
         Tridiagonal(np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.5, 0.0])),

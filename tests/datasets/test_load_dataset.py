@@ -164,7 +164,7 @@ def test_no_pickle_is_loaded(folder: Path, tmp_path: Path) -> None:
 def test_images_of_another_shape_are_reported_or_reshaped(
     folder: Path, arrays: dict[str, np.ndarray], shape: tuple[int, ...]
 ) -> None:
-    # BUG (reported): the digest is of bytes alone, so these pass as intact and fail later, far from the cause.
+    # Once wrong: the digest is of bytes alone, so these pass as intact and fail later, far from the cause.
     np.save(folder / "mnist" / "train_images.npy", arrays["train_images"].reshape(shape))
     try:
         found = load_dataset("mnist", folder, download=False).images["train"].shape

@@ -389,7 +389,7 @@ def test_nothing_is_printed_unless_asked(
 
 
 def test_low_rank_hessian_with_a_complete_krylov_space_is_exact() -> None:
-    # BUG (reported): see test_low_rank_matrix_with_few_steps_is_exact_for_its_probe; here it costs the user's limit.
+    # Once wrong: see test_low_rank_matrix_with_few_steps_is_exact_for_its_probe; here it costs the user's limit.
     torch.manual_seed(0)
     model = nn.Linear(400, 1, bias=False).double()
     inputs = torch.randn(3, 400, dtype=torch.float64) * torch.tensor([[1.0], [5.0], [30.0]], dtype=torch.float64)

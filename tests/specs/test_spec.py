@@ -85,7 +85,7 @@ def test_default_and_spelled_out_default_are_the_same_run() -> None:
 
 @pytest.mark.parametrize(("one", "other"), [({"rate": 1}, {"rate": 1.0}), ({"rate": 0}, {"rate": 0.0})])
 def test_equal_specs_have_equal_hashes(one: dict[str, float], other: dict[str, float]) -> None:
-    # BUG (reported): 1 and 1.0 are equal fields, but their JSON differs, and so do the hashes.
+    # Once wrong: 1 and 1.0 are equal fields, but their JSON differs, and so do the hashes.
     assert Example(name="a", **one) == Example(name="a", **other)
     assert Example(name="a", **one).hash == Example(name="a", **other).hash
 

@@ -179,7 +179,7 @@ def test_divergence_is_explained(small: DeviceSplit, model: nn.Sequential) -> No
 
 @pytest.mark.parametrize("masks", [{"1.weigth": torch.ones(12, 64)}, {"1.weight": torch.ones(64)}])
 def test_masks_that_do_not_fit_are_refused(small: DeviceSplit, model: nn.Sequential, masks: dict[str, Tensor]) -> None:
-    # BUG (reported): an unknown name is a KeyError, and a mask of another shape is broadcast.
+    # Once wrong: an unknown name is a KeyError, and a mask of another shape is broadcast.
     with pytest.raises(PruneLimitError, match="masks"):
         fit(model, small, spec(), masks=masks)
 

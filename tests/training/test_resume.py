@@ -164,7 +164,7 @@ def test_history_records_the_test_accuracy_at_the_end(tmp_path: Path) -> None:
 
 
 def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    # BUG (reported): the saved spec is not compared, and the other run's network comes back as this one's.
+    # Once wrong: the saved spec is not compared, and the other run's network comes back as this one's.
     train(spec(epochs=1, train_size=50), folder=tmp_path)
     with pytest.raises(PruneLimitError, match="folder"):
         train(spec(epochs=1, train_size=50, lr=0.01), folder=tmp_path)
@@ -173,7 +173,7 @@ def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_resuming_past_the_deadline_does_not_touch_the_checkpoint(
     tmp_path: Path, small: DeviceSplit, clock: list[float]
 ) -> None:
-    # BUG (reported): the same step is written again, and a kill between its two renames loses the only checkpoint.
+    # Once wrong: the same step is written again, and a kill between its two renames loses the only checkpoint.
     fit(make("plain"), small, spec(), folder=tmp_path, deadline=clock[0] + 5)
     before = {path: path.stat().st_ino for path in tmp_path.rglob("*")}
     fit(make("plain"), small, spec(), folder=tmp_path, deadline=clock[0] - 1)

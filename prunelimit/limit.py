@@ -26,6 +26,7 @@ from prunelimit.curvature.operator import Batches, HessianOperator, LossFunction
 from prunelimit.curvature.quadrature import Spectrum, spectrum
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.pruning.magnitude import MagnitudePath, Masks, prunable_parameters
+from prunelimit.threads import suited_threads
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -374,26 +375,27 @@ def predict_limit(
     if not 1e-9 <= tolerance < 1:
         raise PruneLimitError(f"tolerance={tolerance!r} must lie in [1e-9, 1): it is a width in sparsity.")
     start = time.monotonic()
-    parameters = prunable_parameters(model, prunable)
-    batches = as_batches(data)
-    if epsilon is None:
-        epsilon = default_epsilon(model, loss_fn, batches)
-    check_epsilon(epsilon)
-    path: MagnitudePath | MaskPath
-    path = (
-        MagnitudePath(model, prunable)
-        if masks is None
-        else MaskPath(list(parameters), list(parameters.values()), masks)
-    )
-    if method == "measured":
-        return _measured(model, loss_fn, batches, path, parameters, epsilon, tolerance, start)
-    operator = HessianOperator(model, loss_fn, batches, prunable=list(parameters))
-    if method == "directional":
-        return directional_limit(operator, path, epsilon, tolerance=tolerance)
-    found = spectrum(operator, steps=steps, probes=probes, seed=seed, progress=progress)
-    limit = formula_limit(found, path.distance, epsilon, examples=operator.examples)
-    limit.cost = {"products": operator.products, "seconds": time.monotonic() - start}
-    return limit
+    with suited_threads(model):
+        parameters = prunable_parameters(model, prunable)
+        batches = as_batches(data)
+        if epsilon is None:
+            epsilon = default_epsilon(model, loss_fn, batches)
+        check_epsilon(epsilon)
+        path: MagnitudePath | MaskPath
+        path = (
+            MagnitudePath(model, prunable)
+            if masks is None
+            else MaskPath(list(parameters), list(parameters.values()), masks)
+        )
+        if method == "measured":
+            return _measured(model, loss_fn, batches, path, parameters, epsilon, tolerance, start)
+        operator = HessianOperator(model, loss_fn, batches, prunable=list(parameters))
+        if method == "directional":
+            return directional_limit(operator, path, epsilon, tolerance=tolerance)
+        found = spectrum(operator, steps=steps, probes=probes, seed=seed, progress=progress)
+        limit = formula_limit(found, path.distance, epsilon, examples=operator.examples)
+        limit.cost = {"products": operator.products, "seconds": time.monotonic() - start}
+        return limit
 
 
 class MaskPath:

@@ -24,6 +24,7 @@ from prunelimit.files import cache_folder
 from prunelimit.models import build_model, match_masks
 from prunelimit.progress import ProgressLine
 from prunelimit.specs import Spec
+from prunelimit.threads import suited_threads
 
 SCHEDULES = ("constant", "step", "cosine")
 
@@ -258,7 +259,8 @@ def fit(
     if folder is not None:
         loop.load(folder)
     saved = time.monotonic()
-    with ProgressLine(f"{spec.model} on {spec.dataset}, seed {spec.seed}", spec.epochs, progress) as line:
+    title = f"{spec.model} on {spec.dataset}, seed {spec.seed}"
+    with suited_threads(model), ProgressLine(title, spec.epochs, progress) as line:
         while len(loop.history) < spec.epochs:
             if deadline is not None and time.monotonic() > deadline:
                 if folder is not None and len(loop.history) > loop.saved:

@@ -32,6 +32,7 @@ from prunelimit.limit import (
 )
 from prunelimit.pruning.magnitude import MagnitudePath
 from prunelimit.pruning.measured import fine_tuned_limit, largest_sparsity, sweep
+from prunelimit.threads import suited_threads
 from prunelimit.training import TrainedModel, evaluate, train
 
 EXPERIMENT = "limit"
@@ -117,38 +118,25 @@ def run_limit(
     """
     if not fresh and (found := load_record(EXPERIMENT, spec)):
         return found
-    threads = torch.get_num_threads()
     dataset = load_dataset(spec.train.dataset)
     folder = cache_folder() / ("live" if fresh else "runs") / spec.hash
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     steps = Steps(folder / "steps.json", deadline)
-    try:
-        if spec.train.model.endswith("-quick"):
-            torch.set_num_threads(1)  # layers this small only wait for a second thread, for ever on a busy machine
-        checkpoints = folder / "checkpoints" if fresh else None
-        trained = train(
-            spec.train, device=device, dataset=dataset, folder=checkpoints, deadline=deadline, progress=progress
-        )
-        if len(trained.history) < spec.train.epochs:
-            return None
-        splits = {
-            name: dataset.on_device(name, device, spec.train.train_size if name == "train" else None)
-            for name in ("train", "test")
-        }
-        body = _measure(spec, trained, splits["train"], splits["test"], steps, progress)
-        record = {
-            "label": label or {},
-            "data": dataset.digests,
-            "provenance": provenance(device, torch.get_num_threads()),
-            "seconds": {name: step["seconds"] for name, step in steps.done.items()}
-            | {"train": round(sum(e["seconds"] for e in trained.history), 1)},
-            **body,
-        }
-    except OutOfTime:
+    own = folder / "checkpoints" if fresh else None
+    trained = train(spec.train, device=device, dataset=dataset, folder=own, deadline=deadline, progress=progress)
+    if len(trained.history) < spec.train.epochs:
         return None
-    finally:
-        torch.set_num_threads(threads)
+    data, test = dataset.on_device("train", device, spec.train.train_size), dataset.on_device("test", device)
+    with suited_threads(trained.model):
+        try:
+            body = _measure(spec, trained, data, test, steps, progress)
+        except OutOfTime:
+            return None
+        source = provenance(device, torch.get_num_threads())
+    seconds = {name: step["seconds"] for name, step in steps.done.items()}
+    seconds["train"] = round(sum(entry["seconds"] for entry in trained.history), 1)
+    record = {"label": label or {}, "data": dataset.digests, "provenance": source, "seconds": seconds, **body}
     if keep:
         save_record(EXPERIMENT, spec, record)
     return json.loads(json.dumps(record))

@@ -1,29 +1,62 @@
 """The command line teaches, computes, and answers bad input with one sentence and status 2."""
 
+import dataclasses
 import json
-import os
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
+
+from prunelimit import cli
 
 COMMANDS = ("predict", "run", "figure", "book", "data", "status", "doctor")
 
 
-def call(*words, **environment):
-    command = [sys.executable, "-m", "prunelimit.cli", *words]
-    clean = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | clean | environment, check=False)
+@dataclasses.dataclass
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command in this process: starting Python and torch for each would take minutes."""
+    monkeypatch.setattr(cli, "out", Console(width=200))
+
+    def run(*words, **environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["prunelimit", *words])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code or 0
+        shown = capsys.readouterr()
+        return Done(status, shown.out, shown.err)
+
+    return run
+
+
+def test_the_module_runs_as_a_program():
+    command = [sys.executable, "-m", "prunelimit.cli", "run", "fc6-cifar10"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("prunelimit: task='fc6-cifar10' is unknown.")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_teaches_by_example(command):
+def test_help_teaches_by_example(command, call):
     done = call(command, "--help")
     assert done.returncode == 0
     assert f"prunelimit {command}" in done.stdout
 
 
-def test_predict_trains_a_small_network_and_prints_json():
+def test_predict_trains_a_small_network_and_prints_json(call):
     done = call("predict", "--model", "fc5-quick", "--data", "digits", "--method", "directional", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -32,7 +65,7 @@ def test_predict_trains_a_small_network_and_prints_json():
     assert found["total"] == 5920
 
 
-def test_predict_reads_weights_from_a_file(tmp_path):
+def test_predict_reads_weights_from_a_file(tmp_path, call):
     from safetensors.torch import save_file
 
     from prunelimit.models import build_model
@@ -45,19 +78,19 @@ def test_predict_reads_weights_from_a_file(tmp_path):
     assert "PruningLimit by formula" in done.stdout
 
 
-def test_status_shows_every_task():
+def test_status_shows_every_task(call):
     done = call("status")
     assert done.returncode == 0
     assert all(name in done.stdout for name in ("fc5-cifar10", "fc12-cifar10", "resnet20-cifar10"))
 
 
-def test_doctor_finds_nothing_wrong():
+def test_doctor_finds_nothing_wrong(call):
     done = call("doctor")
     assert done.returncode == 0, done.stderr
     assert "torch" in done.stdout
 
 
-def test_doctor_reports_a_damaged_record(tmp_path):
+def test_doctor_reports_a_damaged_record(tmp_path, call):
     from prunelimit.experiments.catalogue import TASKS
 
     path = tmp_path / "limit" / f"{TASKS['fc5-cifar10'].spec('quick', 0).hash}.json"
@@ -90,7 +123,7 @@ def test_doctor_reports_a_damaged_record(tmp_path):
         (("data", "cifar10", "--from", "/no/such/folder"), "is not a folder"),
     ],
 )
-def test_bad_input_is_one_sentence_and_status_two(words, fragment):
+def test_bad_input_is_one_sentence_and_status_two(words, fragment, call):
     done = call(*words)
     assert done.returncode == 2
     assert fragment in done.stderr
@@ -98,7 +131,7 @@ def test_bad_input_is_one_sentence_and_status_two(words, fragment):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, call):
     (tmp_path / "file").write_text("")
     done = call(
         "run", "fc5-cifar10", PRUNELIMIT_CACHE=str(tmp_path / "file" / "cache"), PRUNELIMIT_RESULTS=str(tmp_path)

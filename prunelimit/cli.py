@@ -25,6 +25,12 @@ app = typer.Typer(
 )
 out = Console()
 
+
+def say(text: str) -> None:
+    """Print text without wrapping it: commands in it are there to be copied."""
+    out.print(text, soft_wrap=True, highlight=False)
+
+
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")]
 
 
@@ -92,7 +98,7 @@ def predict(
     if as_json:
         print(json.dumps(limit.to_dict()))
     else:
-        out.print(str(limit), highlight=False)
+        say(str(limit))
 
 
 def _load_network(model: str, arch: str, dataset: Any, seed: int, device: str) -> Any:
@@ -184,16 +190,16 @@ def run(
             recorded = load_record(EXPERIMENT, spec) is not None
             if recorded and not again:
                 if not missing:
-                    out.print(f"{name}: recorded already ({spec.hash}); --again computes it anew")
+                    say(f"{name}: recorded already ({spec.hash}); --again computes it anew")
                 continue
             start = time.monotonic()
             label = {"task": task.name, "profile": profile}
             record = run_limit(spec, label=label, device=device, deadline=deadline, fresh=recorded, progress=True)
             if record is None:
-                out.print(f"{name}: out of time; call again to go on")
+                say(f"{name}: out of time; call again to go on")
                 return
             limit = record["measured"]["sparsity"]
-            out.print(f"{name}: recorded ({spec.hash}), measured limit {limit:.1%}, {time.monotonic() - start:.0f} s")
+            say(f"{name}: recorded ({spec.hash}), measured limit {limit:.1%}, {time.monotonic() - start:.0f} s")
 
 
 @app.command()
@@ -222,7 +228,7 @@ def figure(
     if name == "answer":
         with atomic_file(folder / "limit.svg") as temporary:
             temporary.write_bytes(builder.picture())
-        out.print(f"{folder / 'limit.svg'}")
+        say(f"{folder / 'limit.svg'}")
         return
     builder.executed = folder.resolve()
     builder.execute([name], {"profile": profile})
@@ -230,7 +236,7 @@ def figure(
     pictures = [o["data"]["image/png"] for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     for number, picture in enumerate(pictures, 1):
         (folder / f"{name}-{number}.png").write_bytes(base64.b64decode(picture))
-    out.print(f"{folder / name}.ipynb and {len(pictures)} picture(s)")
+    say(f"{folder / name}.ipynb and {len(pictures)} picture(s)")
 
 
 @app.command()
@@ -301,7 +307,7 @@ def status(seeds: Annotated[int, typer.Option(help="How many seeds to look for."
             row.append(f"{len(there)} of {seeds}" if there else "none")
         table.add_row(task.name, *row)
     out.print(table)
-    out.print("fill a cell with: prunelimit run TASK --profile PROFILE --missing")
+    say("fill a cell with: prunelimit run TASK --profile PROFILE --missing")
 
 
 @app.command()

@@ -127,8 +127,10 @@ class PruningLimit:
         sparsity: The limit: largest fraction of the prunable weights that can be removed.
         interval: Low and high end of what the numbers allow.
         epsilon: Tolerated rise of the training loss, in nats.
-        lower: Sparsity below which the theorem promises success; ``None`` for methods without one.
-        upper: Sparsity above which the theorem promises failure; ``None`` for methods without one.
+        lower: Lower end of the kinematic formula's window: below it the subspace meets the sublevel set of a quadratic
+            loss with probability 0.99; ``None`` for methods without one.
+        upper: Upper end: above it they miss with probability 0.99 if the cone's statistical dimension is what the
+            formula says, which is not proved; ``None`` for methods without one.
         radius: Distance R between the trained and the pruned weights at the limit.
         dimension: Effective dimension d at the limit; ``None`` for methods without one.
         curve: Columns ``sparsity``, ``radius`` and, by method, ``removable`` (with ``low`` and ``high``) or ``rise``.
@@ -185,7 +187,9 @@ class PruningLimit:
             f"  epsilon    {self.epsilon:.4g} nats over {self.examples:,} examples, distance R = {self.radius:.4g}",
         ]
         if self.lower is not None and self.upper is not None:
-            lines.append(f"  theorem    success below {self.lower:.1%}, failure above {self.upper:.1%}, each with 99 %")
+            lines.append(
+                f"  window     {self.lower:.1%} to {self.upper:.1%}: the kinematic formula's transition, 99 % on each side"
+            )
         return "\n".join([*lines, f"  cost       {cost}"])
 
     def _repr_html_(self) -> str:

@@ -1,5 +1,7 @@
 """Figures show the numbers that they are given, and say them in words."""
 
+import html
+
 import numpy as np
 import pytest
 
@@ -59,3 +61,10 @@ def test_show_hands_the_text_equivalent_to_the_notebook(monkeypatch):
     figures.show(figure, "three points on a line")
     assert seen["alt"] == "three points on a line"
     assert seen["data"].startswith(b"\x89PNG")
+
+
+def test_the_picture_in_the_readme_says_what_the_records_say(monkeypatch):
+    monkeypatch.setenv("PRUNELIMIT_RESULTS", str(repository() / "results"))
+    words = figures.describe_limits(frames.limits_frame(frames.load_cells()))
+    picture = html.unescape((repository() / "book" / "_static" / "limit.svg").read_text(encoding="utf-8"))
+    assert words in picture, "draw it again: prunelimit figure answer --folder book/_static"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Protocol
 
 import numpy as np
@@ -41,6 +42,9 @@ class Tridiagonal:
 def sphere_vector(dimension: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
     """Draw a float32 vector uniformly from the unit sphere; drawn on the CPU, so that devices agree.
 
+    The seed is scrambled first. A network is often initialised from the same small seed, and normal draws from the same
+    generator would make the probe a copy of its first weights, which know about the curvature.
+
     Args:
         dimension: Number of entries.
         seed: Seed of the draw.
@@ -49,7 +53,8 @@ def sphere_vector(dimension: int, seed: int, device: torch.device | str = "cpu")
     Returns:
         ``(D,)`` of Euclidean norm one.
     """
-    vector = torch.randn(dimension, generator=torch.Generator().manual_seed(seed))
+    scrambled = int.from_bytes(hashlib.sha256(f"probe {seed}".encode()).digest()[:7])
+    vector = torch.randn(dimension, generator=torch.Generator().manual_seed(scrambled))
     return (vector / vector.norm()).to(device)
 
 

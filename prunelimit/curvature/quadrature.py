@@ -1,8 +1,9 @@
 r"""From Lanczos coefficients to :math:`d(\mu) = \sum_i |\lambda_i| / (|\lambda_i| + \mu)`, with an interval.
 
-No histogram is ever built: a rule is a handful of nodes and weights, and the integrand is summed over them. The Gauss
-rule over-estimates d and the Gauss-Radau rule with a node at zero under-estimates it, which is a theorem for positive
-semi-definite H (the even derivatives of the integrand are negative, the odd ones positive) and an observation otherwise.
+No histogram is ever built: a rule is a handful of nodes and weights, and the integrand is summed over them. For positive
+semi-definite H the Gauss rule over-estimates d and the Gauss-Radau rule with a node at zero under-estimates it: the even
+derivatives of the integrand are negative, the odd ones positive. On an indefinite spectrum the integrand has a kink at
+zero and Gauss swings to both sides from one step count to the next, so the interval looks at several.
 """
 
 from __future__ import annotations
@@ -117,8 +118,8 @@ class Spectrum:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         r"""Estimate :math:`d(\mu) = \sum_i |\lambda_i| / (|\lambda_i| + \mu)` with an interval.
 
-        The interval holds two errors. That of the rule lies between the lowest Gauss-Radau and the highest Gauss value
-        of the last two step counts. That of the probe is two standard deviations; the variance of a uniformly random
+        The interval holds two errors. That of the rule lies between the lowest and the highest Gauss or Gauss-Radau
+        value of the last ``TAIL`` step counts, because Gauss swings on an indefinite spectrum. That of the probe is two standard deviations; the variance of a uniformly random
         direction, :math:`2 D / (D + 2) (\mathrm{Tr} F^2 - (\mathrm{Tr} F)^2 / D)` with F the integrand, needs no second
         probe.
 
@@ -143,8 +144,8 @@ class Spectrum:
         values = [np.array([[_integrate(r, flat, 1) for r in pair] for pair in rules]) for rules in self._rules]
         pick = {"tail": lambda v: v.mean((0, 1)), "gauss": lambda v: v[0, 0], "radau": lambda v: v[0, 1]}[rule]
         estimate = np.mean([pick(v) for v in values], axis=0)
-        low = np.mean([v[:2].min((0, 1)) for v in values], axis=0)
-        high = np.mean([v[:2].max((0, 1)) for v in values], axis=0)
+        low = np.mean([v.min((0, 1)) for v in values], axis=0)
+        high = np.mean([v.max((0, 1)) for v in values], axis=0)
         variance = 2 * np.maximum(square - np.clip(estimate, 0, 1) ** 2, 0) / ((self.dimension + 2) * len(self.probes))
         noise = PROBE_SIGMAS * np.sqrt(variance)
         bounds = [np.clip(x, 0, 1) * self.dimension for x in (estimate, low - noise, high + noise)]

@@ -112,7 +112,7 @@ def largest_sparsity(
         sparsity = number * step
         accuracy = evaluate(pruned_copy(model, path, sparsity), test)[1]
         for name in sorted(open_names):
-            if accuracy >= accuracies[name]:
+            if accuracy >= accuracies[name] - 1e-9:  # a tie counts, whatever the last bit says
                 found[name] = round(sparsity, 10)
                 open_names.discard(name)
     return found

@@ -137,6 +137,13 @@ def test_start_vector_is_not_changed(matrix_operator: Operator) -> None:
     assert torch.equal(start, torch.ones(6))
 
 
+def test_the_probe_knows_nothing_of_a_network_drawn_from_the_same_seed() -> None:
+    weights = torch.randn(10_000, generator=torch.Generator().manual_seed(3))
+    for seed in range(5):
+        correlation = float(sphere_vector(10_000, seed) @ weights / weights.norm())
+        assert abs(correlation) < 0.05  # five standard deviations
+
+
 def test_steps_are_products(matrix_operator: Operator) -> None:
     operator = matrix_operator(symmetric(torch.linspace(0, 1, 20, dtype=torch.float64)))
     lanczos(operator, torch.ones(20), 5)

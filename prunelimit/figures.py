@@ -180,7 +180,8 @@ def plot_sweeps(sweeps: pd.DataFrame, limits: pd.DataFrame) -> Figure:
             axis.set_xlabel("sparsity (fraction removed)")
             axis.set_xlim(max(0.0, float(row[["measured", "formula"]].min().min()) - 0.35), 1.0)
         right.axhline((row.train_loss + row.epsilon).mean(), color="0.4", linestyle=(0, (1, 1)), linewidth=1)
-        right.set_yscale("log")
+        if part.train_loss.max() > 5 * part.train_loss.min():
+            right.set_yscale("log")
         right.set_ylabel("training loss (nats)")
         left.set_ylabel("test accuracy, no retraining")
         _percent(left, "y")

@@ -113,7 +113,9 @@ def beside(tasks: str | Sequence[str] | None, profile: str, seeds: Sequence[int]
     best = load_cells(tasks, "best", seeds)
     extra = load_cells(tasks, profile, seeds, run_missing=profile == "quick")
     known = {cell.spec.hash for cell in best}
-    return best + [cell for cell in extra if cell.spec.hash not in known]
+    cells = best + [cell for cell in extra if cell.spec.hash not in known]
+    order = [task.name for task in find_tasks(tasks)]
+    return sorted(cells, key=lambda c: (order.index(c.task.name), PROFILES.index(c.profile), c.seed))
 
 
 def limits_frame(cells: Sequence[Cell]) -> pd.DataFrame:

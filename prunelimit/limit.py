@@ -207,6 +207,14 @@ class PruningLimit:
         return f"<table><caption>Pruning limit</caption>{cells}</table>"
 
 
+def _dense_loss(model: nn.Module, loss_fn: LossFunction, batches: Batches) -> tuple[float, list[float]]:
+    """Measure the mean loss and that of each batch before anything is pruned, and insist that they are finite."""
+    mean, losses = mean_loss(model, loss_fn, batches)
+    if not math.isfinite(mean):
+        raise PruneLimitError(f"loss_fn returned {mean} on the dense model: check the data and the weights for NaN.")
+    return mean, losses
+
+
 def default_epsilon(model: nn.Module, loss_fn: LossFunction, batches: Batches) -> float:
     """Return the default epsilon: the standard deviation of the loss over training batches of 128 examples.
 
@@ -228,9 +236,7 @@ def default_epsilon(model: nn.Module, loss_fn: LossFunction, batches: Batches) -
         targets = torch.cat([t for _, t in batches])
         whole = len(targets) - len(targets) % EPSILON_BATCH or len(targets)
         batches = list(zip(inputs[:whole].split(EPSILON_BATCH), targets[:whole].split(EPSILON_BATCH), strict=True))
-    mean, losses = mean_loss(model, loss_fn, batches)
-    if not math.isfinite(mean):
-        raise PruneLimitError(f"loss_fn returned {mean} on the dense model: check the data and the weights for NaN.")
+    _, losses = _dense_loss(model, loss_fn, batches)
     epsilon = float(np.std(losses, ddof=1)) if len(losses) > 1 else 0.0
     if not epsilon > 0:
         raise PruneLimitError(
@@ -517,9 +523,7 @@ def _measured(
 ) -> PruningLimit:
     """Prune for real, evaluate for real; the weights are put back whatever happens."""
     kept = {name: p.detach().clone() for name, p in parameters.items()}
-    dense, _ = mean_loss(model, loss_fn, batches)
-    if not math.isfinite(dense):
-        raise PruneLimitError(f"loss_fn returned {dense} on the dense model: check the data and the weights for NaN.")
+    dense, _ = _dense_loss(model, loss_fn, batches)
 
     def restore() -> None:
         for name, p in parameters.items():

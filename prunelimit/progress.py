@@ -25,7 +25,7 @@ class ProgressLine:
 
     def __init__(self, title: str, total: int, enabled: bool | None = None) -> None:
         self.title, self.total, self.enabled = title, total, bool(enabled)
-        self._done, self._last, self._start = 0, -LOG_INTERVAL, time.monotonic()
+        self._last, self._start = -LOG_INTERVAL, time.monotonic()
         self._bar: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -45,7 +45,6 @@ class ProgressLine:
             done: Steps finished so far.
             **values: Numbers to show beside the bar, for example ``loss=0.3``.
         """
-        self._done = done
         if not self.enabled:
             return
         note = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())

@@ -6,7 +6,6 @@ stated difference: the learning-rate schedule moves once per epoch, not once per
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import time
@@ -307,4 +306,4 @@ def train(
     folder = folder or cache_folder() / "checkpoints" / spec.hash
     data, test = dataset.on_device("train", device, spec.train_size), dataset.on_device("test", device)
     history = fit(model, data, spec, test=test, folder=folder, deadline=deadline, progress=progress)
-    return TrainedModel(model, spec, copy.deepcopy(history))
+    return TrainedModel(model, spec, history)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -99,6 +99,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def _scalar_loss(model: nn.Module, loss_fn: LossFunction, inputs: Any, targets: Tensor) -> Tensor:
+    loss = loss_fn(model(inputs), targets)
+    if loss.ndim:
+        raise PruneLimitError(f"loss_fn returned shape {tuple(loss.shape)}: return the mean loss, a scalar.")
+    return loss
+
+
 def _twice_error(what: object) -> PruneLimitError:
     return PruneLimitError(
         f"model uses an operation that cannot be differentiated twice ({what}): replace it, for example by its plain math version."
@@ -182,27 +189,25 @@ class HessianOperator:
         if self._kept is not None and versions == self._kept_versions:
             yield from self._kept
             return
-        # Kept graphs of other weights are worthless, and autograd would not notice: the hooks that count bytes hide it.
+        # Kept graphs of other weights are worthless, and autograd may not notice: the hooks that count bytes hide it.
         self._kept, self._kept_versions = None, versions
         kept = []
         with evaluation_mode(self.model), torch.enable_grad():
             loss_sum, gradient = 0.0, torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
             for number, (inputs, targets) in enumerate(self.batches):
-                saved = _SavedBytes()
-                with saved.hooks:
-                    loss = self.loss_fn(self.model(inputs), targets)
-                if loss.ndim:
-                    raise PruneLimitError(
-                        f"loss_fn returned shape {tuple(loss.shape)}: return the mean loss, a scalar."
-                    )
+                # Counting calls back for every saved tensor, so it is done once, not in every product.
+                first, saved = number == 0 and self._gradient is None, _SavedBytes()
+                counting = first and self._graph == "auto"
+                with saved.hooks if counting else nullcontext():
+                    loss = _scalar_loss(self.model, self.loss_fn, inputs, targets)
                 if not bool(torch.isfinite(loss)):
                     raise PruneLimitError(f"loss_fn returned {loss.item()}: check the data and the weights for NaN.")
                 share = len(targets) / self.examples
-                with saved.hooks:
+                with saved.hooks if counting else nullcontext():
                     grads = self._differentiate(loss, create_graph=True)
-                if number == 0:
+                if first:
                     _refuse_once_differentiable(grads)
-                if number == 0 and self._graph == "auto":
+                if counting:
                     self._retain = saved.total / share < RETAIN_SHARE * free_memory(self.device)
                 loss_sum += share * float(loss.detach())
                 gradient += share * self._flat(grads)
@@ -234,20 +239,21 @@ class HessianOperator:
     @property
     def loss(self) -> float:
         """Mean loss over the data."""
-        if self._loss is None:
-            for _ in self._gradients():
-                pass
-        assert self._loss is not None
-        return self._loss
+        return self._first_order()[0]
 
     @property
     def gradient(self) -> Tensor:
         """Gradient of the mean loss, ``(D,)``."""
-        if self._gradient is None:
+        return self._first_order()[1]
+
+    def _first_order(self) -> tuple[float, Tensor]:
+        """Give loss and gradient at the present weights, from the last pass over the data if it was made there."""
+        if self._gradient is None or self._weight_versions() != self._kept_versions:
             for _ in self._gradients():
                 pass
+        assert self._loss is not None
         assert self._gradient is not None
-        return self._gradient
+        return self._loss, self._gradient
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """Multiply by a vector or a block of vectors.
@@ -335,9 +341,6 @@ def mean_loss(
     losses, sizes = [], []
     with evaluation_mode(model), torch.no_grad():
         for inputs, targets in batches:
-            loss = loss_fn(model(inputs), targets)
-            if loss.ndim:
-                raise PruneLimitError(f"loss_fn returned shape {tuple(loss.shape)}: return the mean loss, a scalar.")
-            losses.append(float(loss))
+            losses.append(float(_scalar_loss(model, loss_fn, inputs, targets)))
             sizes.append(len(targets))
     return sum(a * b for a, b in zip(losses, sizes, strict=True)) / sum(sizes), losses

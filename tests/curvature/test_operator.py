@@ -342,3 +342,14 @@ def test_weights_changed_between_products_are_noticed(data: tuple[Tensor, Tensor
         model[2].weight.mul_(2)
     expected = HessianOperator(model, functional.cross_entropy, data) @ torch.ones(35)
     torch.testing.assert_close(operator @ torch.ones(35), expected)
+
+
+def test_loss_and_gradient_follow_changed_weights(data: tuple[Tensor, Tensor]) -> None:
+    model = plain()
+    operator = HessianOperator(model, functional.cross_entropy, data, graph="retained")
+    before = operator.loss
+    with torch.no_grad():
+        model[2].weight.mul_(2)
+    fresh = HessianOperator(model, functional.cross_entropy, data)
+    assert operator.loss == fresh.loss != before
+    torch.testing.assert_close(operator.gradient, fresh.gradient)

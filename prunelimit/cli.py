@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 out = Console()
 
+OUT_OF_TIME = "out of time; call again to go on"
+
 
 def say(text: str) -> None:
     """Print text without wrapping it: commands in it are there to be copied."""
@@ -32,6 +34,11 @@ def say(text: str) -> None:
 
 
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")]
+Experiment = Annotated[str, typer.Argument(help="A task of the catalogue (see `status`), or all.")]
+Profile = Annotated[str, typer.Option(help="quick, laptop or paper.")]
+Seeds = Annotated[int, typer.Option(help="How many seeds, from 0.")]
+Budget = Annotated[float | None, typer.Option(help="Seconds after which nothing new is begun; call again to go on.")]
+Threads = Annotated[int, typer.Option(help="Threads for torch; 0 leaves its choice.")]
 
 
 def _checkout() -> Path:
@@ -144,19 +151,17 @@ def _load_weights(path: Path, arch: str, dataset: Any) -> Any:
 
 @app.command()
 def run(
-    experiment: Annotated[str, typer.Argument(help="A task of the catalogue (see `status`), or all.")] = "all",
+    experiment: Experiment = "all",
     profile: Annotated[
         str, typer.Option(help="quick (digits, seconds), laptop (CIFAR-10 on a CPU) or paper (one GPU).")
     ] = "quick",
-    seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
+    seeds: Seeds = 3,
     missing: Annotated[bool, typer.Option("--missing", help="Say nothing of cells that are recorded already.")] = False,
     again: Annotated[
         bool, typer.Option("--again", help="Compute recorded cells anew and replace their records.")
     ] = False,
-    time_budget: Annotated[
-        float | None, typer.Option(help="Seconds after which nothing new is begun; call again to go on.")
-    ] = None,
-    threads: Annotated[int, typer.Option(help="Threads for torch; 0 leaves its choice.")] = 0,
+    time_budget: Budget = None,
+    threads: Threads = 0,
     device: Device = "cpu",
 ) -> None:
     """Train, prune, predict and measure; write one record per seed into results/.
@@ -165,8 +170,6 @@ def run(
 
     Example: `prunelimit run fc5-cifar10 --profile laptop --seeds 3 --missing --time-budget 540`
     """
-    import torch
-
     from prunelimit.experiments.catalogue import PROFILES, find_tasks
     from prunelimit.experiments.runner import EXPERIMENT, check_seeds, run_limit
     from prunelimit.experiments.store import load_record
@@ -174,11 +177,8 @@ def run(
     _check_device(device)
     if profile not in PROFILES:
         raise unknown_name("profile", profile, PROFILES)
-    if time_budget is not None and time_budget <= 0:
-        raise PruneLimitError(f"time_budget={time_budget!r} must be positive: it is a number of seconds.")
-    if threads:
-        torch.set_num_threads(threads)
-    deadline = None if time_budget is None else time.monotonic() + time_budget
+    deadline = _deadline(time_budget)
+    _use_threads(threads)
     tasks = [
         t
         for t in find_tasks(None if experiment == "all" else experiment)
@@ -196,10 +196,77 @@ def run(
             label = {"task": task.name, "profile": profile}
             record = run_limit(spec, label=label, device=device, deadline=deadline, fresh=recorded, progress=True)
             if record is None:
-                say(f"{name}: out of time; call again to go on")
+                say(f"{name}: {OUT_OF_TIME}")
                 return
             limit = record["measured"]["sparsity"]
             say(f"{name}: recorded ({spec.hash}), measured limit {limit:.1%}, {time.monotonic() - start:.0f} s")
+
+
+def _deadline(time_budget: float | None) -> float | None:
+    """Turn a time budget into a value of the monotonic clock."""
+    if time_budget is None:
+        return None
+    if time_budget <= 0:
+        raise PruneLimitError(f"time_budget={time_budget!r} must be positive: it is a number of seconds.")
+    return time.monotonic() + time_budget
+
+
+def _use_threads(count: int) -> None:
+    import torch
+
+    if count:
+        torch.set_num_threads(count)
+
+
+@app.command()
+def resolve(
+    experiment: Experiment = "all",
+    profile: Profile = "quick",
+    seeds: Seeds = 1,
+    time_budget: Budget = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+) -> None:
+    """Probe the spectrum with samples of several sizes, until the formula's number is resolved.
+
+    The Lanczos process is kept: a run that was stopped, or that is given more products, goes on from the last one.
+
+    Example: `prunelimit resolve fc5-cifar10 --profile laptop`
+    """
+    from prunelimit.experiments.catalogue import Task
+    from prunelimit.experiments.curvature import run_curvature
+    from prunelimit.experiments.several import make_records
+
+    options: Any = {"device": _check_device(device), "deadline": _deadline(time_budget)}
+    _use_threads(threads)
+    for name, spec, done in make_records(experiment, profile, seeds, Task.curvature_specs, run_curvature, **options):
+        say(f"{name}: recorded ({spec.hash}), {spec.steps} products" if done else f"{name}: {OUT_OF_TIME}")
+
+
+@app.command()
+def rows(
+    experiment: Experiment = "all",
+    profile: Profile = "quick",
+    seeds: Seeds = 1,
+    time_budget: Budget = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+) -> None:
+    """Estimate the norms of all rows of the Hessian from a few products, and check some of them exactly.
+
+    Finished parts are kept: a run that was stopped goes on from the last one.
+
+    Example: `prunelimit rows fc5-cifar10 --profile quick`
+    """
+    from prunelimit.experiments.catalogue import Task
+    from prunelimit.experiments.rows import run_rows
+    from prunelimit.experiments.several import make_records
+
+    options: Any = {"device": _check_device(device), "deadline": _deadline(time_budget)}
+    _use_threads(threads)
+    for name, spec, done in make_records(experiment, profile, seeds, Task.row_specs, run_rows, **options):
+        rest = f"recorded ({spec.hash}), order {spec.order}, {spec.probes} products and {spec.checked} exact rows"
+        say(f"{name}: {rest if done else OUT_OF_TIME}")
 
 
 @app.command()
@@ -207,7 +274,9 @@ def figure(
     name: Annotated[
         str, typer.Argument(help="A notebook: fig02, fig4, tab01, ...; or answer, the picture on the landing page.")
     ],
-    profile: Annotated[str, typer.Option(help="Profile shown beside the best recorded one.")] = "quick",
+    profile: Annotated[
+        str | None, typer.Option(help="Profile shown beside the best recorded one; the notebook's own if left out.")
+    ] = None,
     folder: Annotated[Path, typer.Option(help="Where to put the executed notebook and its pictures.")] = Path(
         "figures"
     ),
@@ -231,7 +300,7 @@ def figure(
         say(f"{folder / 'limit.svg'}")
         return
     builder.executed = folder.resolve()
-    builder.execute([name], {"profile": profile})
+    builder.execute([name], {} if profile is None else {"profile": profile})
     cells = json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     pictures = [o["data"]["image/png"] for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     for number, picture in enumerate(pictures, 1):

@@ -22,16 +22,19 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from prunelimit.curvature.operator import Batches, HessianOperator, LossFunction, as_batches, mean_loss
+from prunelimit.curvature.operator import Batches, HessianOperator, LossFunction, as_batches
 from prunelimit.curvature.quadrature import Spectrum, spectrum
 from prunelimit.errors import PruneLimitError, unknown_name
+from prunelimit.path_limits import check_tolerance, dense_loss, directional_limit, measured_limit
 from prunelimit.pruning.magnitude import MagnitudePath, Masks, prunable_parameters
+from prunelimit.pruning.paths import MaskPath, PruningPath
+from prunelimit.refit import refit_limit
 from prunelimit.threads import suited_threads
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-METHODS = ("formula", "directional", "measured")
+METHODS = ("formula", "directional", "refit", "measured")
 CURVATURES = ("hessian",)
 
 #: Points of the recorded and plotted curve.
@@ -133,9 +136,10 @@ class PruningLimit:
             formula says, which is not proved; ``None`` for methods without one.
         radius: Distance R between the trained and the pruned weights at the limit.
         dimension: Effective dimension d at the limit; ``None`` for methods without one.
-        curve: Columns ``sparsity``, ``radius`` and, by method, ``removable`` (with ``low`` and ``high``) or ``rise``.
+        curve: Columns ``sparsity``, ``radius`` and, by method, ``removable`` (with ``low`` and ``high``) or ``rise``; for
+            refit also ``reached``, the rise over the dense loss that is really reached.
         cost: ``products`` (Hessian products), ``evaluations`` (of the loss) and ``seconds``.
-        method: ``"formula"``, ``"directional"`` or ``"measured"``.
+        method: ``"formula"``, ``"directional"``, ``"refit"`` or ``"measured"``.
         total: Number of prunable weights, D.
         examples: Number of training examples N that the loss was taken over.
         spectrum: The Lanczos coefficients, for the formula.
@@ -207,14 +211,6 @@ class PruningLimit:
         return f"<table><caption>Pruning limit</caption>{cells}</table>"
 
 
-def _dense_loss(model: nn.Module, loss_fn: LossFunction, batches: Batches) -> tuple[float, list[float]]:
-    """Measure the mean loss and that of each batch before anything is pruned, and insist that they are finite."""
-    mean, losses = mean_loss(model, loss_fn, batches)
-    if not math.isfinite(mean):
-        raise PruneLimitError(f"loss_fn returned {mean} on the dense model: check the data and the weights for NaN.")
-    return mean, losses
-
-
 def default_epsilon(model: nn.Module, loss_fn: LossFunction, batches: Batches) -> float:
     """Return the default epsilon: the standard deviation of the loss over training batches of 128 examples.
 
@@ -236,7 +232,7 @@ def default_epsilon(model: nn.Module, loss_fn: LossFunction, batches: Batches) -
         targets = torch.cat([t for _, t in batches])
         whole = len(targets) - len(targets) % EPSILON_BATCH or len(targets)
         batches = list(zip(inputs[:whole].split(EPSILON_BATCH), targets[:whole].split(EPSILON_BATCH), strict=True))
-    _, losses = _dense_loss(model, loss_fn, batches)
+    _, losses = dense_loss(model, loss_fn, batches)
     epsilon = float(np.std(losses, ddof=1)) if len(losses) > 1 else 0.0
     if not epsilon > 0:
         raise PruneLimitError(
@@ -246,7 +242,13 @@ def default_epsilon(model: nn.Module, loss_fn: LossFunction, batches: Batches) -
 
 
 def formula_limit(
-    found: Spectrum, distance: np.ndarray, epsilon: float, *, examples: int = 0, cost: dict[str, float] | None = None
+    found: Spectrum,
+    distance: np.ndarray,
+    epsilon: float,
+    *,
+    examples: int = 0,
+    cost: dict[str, float] | None = None,
+    bounds: str = "certified",
 ) -> PruningLimit:
     """Solve for the limit from Lanczos coefficients and the distances alone: no network, no data.
 
@@ -256,18 +258,19 @@ def formula_limit(
         epsilon: Tolerated rise of the loss.
         examples: Number of examples behind the spectrum, for the report.
         cost: What the spectrum cost, for the report.
+        bounds: Which bounds of d(mu) make the interval; see :meth:`~prunelimit.curvature.Spectrum.effective_dimension`.
 
     Returns:
         The limit by the theorem's formula. Its interval comes from solving with the high and the low end of d(mu).
 
     Raises:
-        PruneLimitError: If epsilon is not positive.
+        PruneLimitError: If epsilon is not positive or ``bounds`` is unknown.
     """
     check_epsilon(epsilon)
 
     def by_bound(which: int) -> Callable[[np.ndarray], np.ndarray]:
         def dimension(mu: np.ndarray) -> np.ndarray:
-            return found.effective_dimension(mu)[which]
+            return found.effective_dimension(mu, bounds=bounds)[which]
 
         return lambda radius: removable_fraction(dimension, radius, epsilon, found.dimension)
 
@@ -316,19 +319,6 @@ def check_epsilon(epsilon: float) -> float:
     return float(epsilon)
 
 
-def _bisect(
-    rise: Callable[[float], float], epsilon: float, tolerance: float
-) -> tuple[float, float, list[tuple[float, float]]]:
-    """Bracket the sparsity at which a rise reaches epsilon; gives the bracket and every point that was evaluated."""
-    low, high, points = 0.0, 1.0, []
-    while high - low > tolerance:
-        middle = (low + high) / 2
-        value = rise(middle)
-        points.append((middle, value))
-        low, high = (middle, high) if value <= epsilon else (low, middle)
-    return low, high, sorted(points)
-
-
 def predict_limit(
     model: nn.Module,
     loss_fn: LossFunction,
@@ -355,8 +345,9 @@ def predict_limit(
         prunable: Names of the prunable parameters; by default the weights of linear and convolution layers.
         curvature: ``"hessian"``: absolute values of the eigenvalues of the Hessian.
         method: ``"formula"``, the theorem, when you want to know why and by how much; ``"directional"``, the loss's
-            second-order expansion along the pruning path, when you want the better prediction for this one network;
-            ``"measured"``, bisection on the loss itself, when you want the truth for one-shot pruning.
+            second-order expansion along the pruning path, when you want the better prediction of one-shot pruning for
+            this one network; ``"refit"``, second-order refitting of the kept weights, when you want to predict the
+            fine-tuned limit; ``"measured"``, bisection on the loss itself, when you want the truth for one-shot pruning.
         steps: Hessian products per probe, for the formula.
         probes: Random probes, for the formula.
         seed: Seed of the first probe.
@@ -382,8 +373,7 @@ def predict_limit(
         raise unknown_name("method", method, METHODS)
     if curvature not in CURVATURES:
         raise unknown_name("curvature", curvature, CURVATURES)
-    if not 1e-9 <= tolerance < 1:
-        raise PruneLimitError(f"tolerance={tolerance!r} must lie in [1e-9, 1): it is a width in sparsity.")
+    check_tolerance(tolerance)
     start = time.monotonic()
     with suited_threads(model):
         parameters = prunable_parameters(model, prunable)
@@ -391,155 +381,17 @@ def predict_limit(
         if epsilon is None:
             epsilon = default_epsilon(model, loss_fn, batches)
         check_epsilon(epsilon)
-        path: MagnitudePath | MaskPath
-        path = (
-            MagnitudePath(model, prunable)
-            if masks is None
-            else MaskPath(list(parameters), list(parameters.values()), masks)
-        )
+        path: PruningPath = MagnitudePath(model, prunable)
+        if masks is not None:
+            path = MaskPath(list(parameters), list(parameters.values()), masks)
         if method == "measured":
-            return _measured(model, loss_fn, batches, path, parameters, epsilon, tolerance, start)
+            return measured_limit(model, loss_fn, batches, path, parameters, epsilon, tolerance=tolerance)
         operator = HessianOperator(model, loss_fn, batches, prunable=list(parameters))
         if method == "directional":
             return directional_limit(operator, path, epsilon, tolerance=tolerance)
+        if method == "refit":
+            return refit_limit(operator, path, epsilon, tolerance=tolerance)
         found = spectrum(operator, steps=steps, probes=probes, seed=seed, progress=progress)
         limit = formula_limit(found, path.distance, epsilon, examples=operator.examples)
         limit.cost = {"products": operator.products, "seconds": time.monotonic() - start}
         return limit
-
-
-class MaskPath:
-    """The sparse points of any pruner, given by its masks.
-
-    Args:
-        names: Names of the prunable parameters.
-        parameters: The parameters themselves.
-        masks: Maps a sparsity to masks.
-        points: Number of equally spaced sparsities at which the distance is taken.
-    """
-
-    def __init__(
-        self, names: list[str], parameters: list[nn.Parameter], masks: Callable[[float], Masks], points: int = 200
-    ) -> None:
-        # Copies, because measuring prunes the network itself along the way.
-        self._weights, self._names, self._masks = [p.detach().clone() for p in parameters], names, masks
-        self.total = sum(w.numel() for w in self._weights)
-        curve = [0.0] + [float(self.displacement(k / points).norm()) for k in range(1, points)]
-        everything = math.sqrt(sum(float(w.double().square().sum()) for w in self._weights))
-        # A pruner may move closer at a higher sparsity; the theorem only needs the farthest so far.
-        self.distance = np.maximum.accumulate(np.array([*curve, everything]))
-
-    def displacement(self, sparsity: float) -> Tensor:
-        """Return the ``(D,)`` step from the trained weights to the pruned ones."""
-        masks = self._masks(sparsity)
-        missing = set(self._names) - set(masks)
-        if missing:
-            raise PruneLimitError(
-                f"masks({sparsity}) has no mask for {sorted(missing)[0]!r}: return one per prunable parameter."
-            )
-        for name, weight in zip(self._names, self._weights, strict=True):
-            if masks[name].shape != weight.shape:
-                raise PruneLimitError(
-                    f"masks({sparsity})[{name!r}] has shape {tuple(masks[name].shape)}: give it {tuple(weight.shape)}."
-                )
-        parts = [(w * (masks[n].to(w) - 1)).reshape(-1) for n, w in zip(self._names, self._weights, strict=True)]
-        return torch.cat(parts)
-
-
-def _search_limit(
-    method: str,
-    rise: Callable[[float], float],
-    path: MagnitudePath | MaskPath,
-    epsilon: float,
-    tolerance: float,
-    examples: int,
-) -> PruningLimit:
-    """Bisect a rise of the loss for epsilon and report the bracket as the interval."""
-    low, high, points = _bisect(rise, epsilon, tolerance)
-    last = len(path.distance) - 1
-    radius = [float(path.distance[math.ceil(s * last)]) for s, _ in points]
-    curve = pd.DataFrame({"sparsity": [s for s, _ in points], "radius": radius, "rise": [r for _, r in points]})
-    return PruningLimit(
-        sparsity=low,
-        interval=(low, high),
-        epsilon=epsilon,
-        lower=None,
-        upper=None,
-        radius=float(path.distance[math.ceil(low * last)]),
-        dimension=None,
-        curve=curve,
-        cost={},
-        method=method,
-        total=path.total,
-        examples=examples,
-    )
-
-
-def directional_limit(
-    operator: HessianOperator,
-    path: MagnitudePath | MaskPath,
-    epsilon: float,
-    *,
-    gradient: Tensor | None = None,
-    tolerance: float = 0.001,
-) -> PruningLimit:
-    """Solve g'd + d'Hd / 2 = epsilon along the pruning path, d = w(s) - w*.
-
-    The gradient g stays in: training with L1 leaves it non-zero, and it points along the path.
-
-    Args:
-        operator: The Hessian.
-        path: The sparse points.
-        epsilon: Tolerated rise of the loss.
-        gradient: ``(D,)`` gradient from more data than the Hessian is made of; by default the operator's own.
-        tolerance: Width of the bracket at which bisection stops.
-
-    Returns:
-        The limit; its interval is the bracket, which holds no error from the choice of the data.
-    """
-    start = time.monotonic()
-    slope = (operator.gradient if gradient is None else gradient).double()
-
-    def rise(sparsity: float) -> float:
-        step = path.displacement(sparsity)
-        curved = (operator @ step).double()
-        return float(slope @ step.double() + step.double() @ curved / 2)
-
-    limit = _search_limit("directional", rise, path, epsilon, tolerance, operator.examples)
-    limit.cost = {"products": len(limit.curve), "seconds": time.monotonic() - start}
-    return limit
-
-
-@torch.no_grad()
-def _measured(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    batches: Batches,
-    path: MagnitudePath | MaskPath,
-    parameters: dict[str, nn.Parameter],
-    epsilon: float,
-    tolerance: float,
-    start: float,
-) -> PruningLimit:
-    """Prune for real, evaluate for real; the weights are put back whatever happens."""
-    kept = {name: p.detach().clone() for name, p in parameters.items()}
-    dense, _ = _dense_loss(model, loss_fn, batches)
-
-    def restore() -> None:
-        for name, p in parameters.items():
-            p.copy_(kept[name])
-
-    def rise(sparsity: float) -> float:
-        restore()  # masks may look at the network, and must see the trained weights
-        step, offset = path.displacement(sparsity), 0
-        for name, p in parameters.items():
-            p.copy_(kept[name] + step[offset : offset + p.numel()].reshape(p.shape))
-            offset += p.numel()
-        return mean_loss(model, loss_fn, batches)[0] - dense
-
-    try:
-        limit = _search_limit("measured", rise, path, epsilon, tolerance, sum(len(t) for _, t in batches))
-    finally:
-        restore()
-    limit.cost = {"evaluations": len(limit.curve) + 1, "seconds": time.monotonic() - start}
-    return limit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 #: Seconds between two lines in a log file, where a bar would be noise.
 LOG_INTERVAL = 30.0
+
+#: Seconds between two looks at numbers that take a moment to compute.
+MORE_INTERVAL = 5.0
 
 
 class ProgressLine:
@@ -25,7 +29,9 @@ class ProgressLine:
 
     def __init__(self, title: str, total: int, enabled: bool | None = None) -> None:
         self.title, self.total, self.enabled = title, total, bool(enabled)
-        self._last, self._start = -LOG_INTERVAL, time.monotonic()
+        self._last, self._noted, self._start = -LOG_INTERVAL, -MORE_INTERVAL, time.monotonic()
+        self._more: dict[str, Any] = {}
+        self._first: tuple[int, float] | None = None
         self._bar: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -38,23 +44,32 @@ class ProgressLine:
             self._bar.start()
         return self
 
-    def update(self, done: int, **values: Any) -> None:
+    def update(self, done: int, more: Callable[[], dict[str, Any]] | None = None, **values: Any) -> None:
         """Show that ``done`` steps are finished.
 
         Args:
             done: Steps finished so far.
+            more: Gives further numbers; called only when they are shown, so it may take a moment.
             **values: Numbers to show beside the bar, for example ``loss=0.3``.
         """
         if not self.enabled:
             return
+        now = time.monotonic() - self._start
+        shown = self._bar is not None or now - self._last >= LOG_INTERVAL or done >= self.total
+        if more is not None and shown and (now - self._noted >= MORE_INTERVAL or done >= self.total):
+            self._noted, self._more = now, more()
+        values |= self._more
+        if self._first is None:
+            self._first = (done, now)
         note = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
             return
-        now = time.monotonic() - self._start
-        if now - self._last >= LOG_INTERVAL or done >= self.total:
+        if shown:
             self._last = now
-            print(f"{self.title}: {done}/{self.total}  {now:.0f} s  {note}", file=sys.stderr, flush=True)
+            before, since = self._first
+            left = f", {(now - since) / (done - before) * (self.total - done):.0f} s left" if before < done else ""
+            print(f"{self.title}: {done}/{self.total}  {now:.0f} s{left}  {note}", file=sys.stderr, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

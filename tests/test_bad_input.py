@@ -125,9 +125,9 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     # Once wrong: torch's own RuntimeError.
     "mask of another shape": (lambda: predict(masks=flat_masks, method="measured"), r"^masks"),
     "unknown mask": (lambda: apply_masks(mlp([4, 3]), {"1.wait": torch.ones(1)}), r"^masks='1.wait'.*Did you mean"),
-    "unknown graph": (
-        lambda: HessianOperator(mlp([4, 3]), functional.cross_entropy, (INPUTS, TARGETS), graph="retain"),
-        r"^graph='retain'.*Did you mean 'retained'",
+    "unknown rule": (
+        lambda: HessianOperator(mlp([4, 3]), functional.cross_entropy, (INPUTS, TARGETS), rule="retain"),
+        r"^rule='retain'.*Did you mean 'retained'",
     ),
     "operator without probes": (
         lambda: spectrum(HessianOperator(mlp([4, 3]), functional.cross_entropy, (INPUTS, TARGETS)), probes=-1),

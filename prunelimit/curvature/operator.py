@@ -1,133 +1,66 @@
-"""Products of the Hessian with vectors, for any torch module and loss.
+r"""Products of curvature matrices with vectors, for any torch module and loss.
 
-H is the Hessian of the mean loss over the data, in evaluation mode, restricted to the prunable parameters. It is never
-formed: one product costs about two gradients when the graph of the gradient is kept, three when it is built anew.
+The matrix is the Hessian of the mean loss over the data, :math:`H = \nabla^2 L(w)`, or its generalised Gauss-Newton part,
+:math:`G = \frac1N \sum_i J_i^T \, \nabla^2_z \ell_i \, J_i`, in evaluation mode and restricted to the prunable parameters. It
+is never formed: one product costs about two gradients when states are kept between products, three when not.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import logging
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunelimit.curvature.data import (
+    Batches,
+    LossFunction,
+    as_batches,
+    evaluation_mode,
+    has_rows,
+    longest,
+    mean_loss,
+    split_rows,
+)
+from prunelimit.curvature.distributed import add_up, all_or_none, own_part, processes
+from prunelimit.curvature.memory import free_memory, is_out_of_memory, state_memory
+from prunelimit.curvature.network import Network
+from prunelimit.curvature.rules import AnalyticRule, GaussNewtonRule, HessianRule, Rule, TwiceError
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.pruning.magnitude import prunable_parameters
 
-LossFunction = Callable[[Any, Tensor], Tensor]
-Batches = list[tuple[Any, Tensor]]
+__all__ = [
+    "Batches",
+    "CurvatureOperator",
+    "GGNOperator",
+    "HessianOperator",
+    "LossFunction",
+    "as_batches",
+    "evaluation_mode",
+    "free_memory",
+    "mean_loss",
+]
 
-GRAPHS = ("auto", "retained", "fresh")
+RULES = ("auto", "mlp", "retained", "fresh")
 
-#: Share of the free memory that kept graphs may take.
-RETAIN_SHARE = 0.25
+#: Share of the free memory that kept states may take, and one pass on its own.
+RETAIN_SHARE, PASS_SHARE = 0.25, 0.25
 
+#: The most rows per pass on a CPU, whose caches a larger one leaves.
+CPU_ROWS = 1000
 
-def free_memory(device: torch.device) -> int:
-    """Return the free memory of a device in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+#: Up to this many rows a matrix is formed.
+DENSE_ROWS = 20_000
 
-
-class _SavedBytes:
-    """Count the bytes that autograd keeps for a graph, each storage once."""
-
-    def __init__(self) -> None:
-        self.storages: dict[int, int] = {}
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        self.storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    @property
-    def total(self) -> int:
-        return sum(self.storages.values())
+_log = logging.getLogger("prunelimit")
 
 
-def as_batches(data: Any, batch_size: int = 1000) -> Batches:
-    """Bring data into a list of batches, and check them.
-
-    Args:
-        data: An iterable of ``(inputs, targets)`` batches, or one pair of tensors with N rows each.
-        batch_size: Rows per batch into which a pair of tensors is cut.
-
-    Returns:
-        The batches.
-
-    Raises:
-        PruneLimitError: If there are none, one is empty, or inputs and targets differ in number.
-    """
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        inputs, targets = data
-        if len(inputs) != len(targets):
-            raise PruneLimitError(
-                f"data has {len(inputs)} inputs and {len(targets)} targets: give one target per input."
-            )
-        batches = list(zip(inputs.split(batch_size), targets.split(batch_size), strict=True))
-    else:
-        try:
-            batches = [(inputs, targets) for inputs, targets in data]
-        except (TypeError, ValueError) as error:
-            raise PruneLimitError(
-                f"data={type(data).__name__} is neither a pair of tensors nor an iterable of (inputs, targets) batches."
-            ) from error
-    if not batches or not all(len(targets) for _, targets in batches):
-        raise PruneLimitError("data is empty: give at least one batch with at least one example.")
-    for number, (inputs, targets) in enumerate(batches):
-        if isinstance(inputs, Tensor) and len(inputs) != len(targets):
-            raise PruneLimitError(
-                f"data batch {number} has {len(inputs)} inputs and {len(targets)} targets: give one target per input."
-            )
-    return batches
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module of a network into evaluation mode, and back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _scalar_loss(model: nn.Module, loss_fn: LossFunction, inputs: Any, targets: Tensor) -> Tensor:
-    loss = loss_fn(model(inputs), targets)
-    if loss.ndim:
-        raise PruneLimitError(f"loss_fn returned shape {tuple(loss.shape)}: return the mean loss, a scalar.")
-    return loss
-
-
-def _twice_error(what: object) -> PruneLimitError:
-    return PruneLimitError(
-        f"model uses an operation that cannot be differentiated twice ({what}): replace it, for example by its plain math version."
-    )
-
-
-def _refuse_once_differentiable(grads: Sequence[Tensor | None]) -> None:
-    """Look through the gradient's graph for a node that would raise, if only ``autograd.grad`` ever came to it."""
-    stack = [g.grad_fn for g in grads if g is not None and g.grad_fn is not None]
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
-        if any(word in node.name() for word in ("DelayedError", "NotImplemented", "autograd::Error")):
-            raise _twice_error(node.name())
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                stack.append(following)
-
-
-class HessianOperator:
-    """The Hessian of a network's mean loss as a linear operator.
+class CurvatureOperator:
+    """A curvature matrix of a network's mean loss as a linear operator; use one of its two subclasses.
 
     Args:
         model: Any torch module; its mode, its gradients and its weights are left as they were.
@@ -135,26 +68,31 @@ class HessianOperator:
         data: Iterable of ``(inputs, targets)`` batches, or a pair of tensors. Batches count by their size, so that a
             short last one does not count too much.
         prunable: Names of the parameters to differentiate by; by default linear and convolution weights.
-        batch_size: Rows per batch into which a pair of tensors is cut.
-        graph: ``"retained"`` keeps the graph of the gradient between products (fastest, memory grows with the data),
-            ``"fresh"`` builds it for each product, ``"auto"`` keeps it if it fits into a quarter of the free memory.
+        batch_size: The most rows per pass, for data in tensors; by default as many as fit into a quarter of the free
+            memory, halved when memory runs out.
+        rule: ``"mlp"`` is an analytic rule for plain MLPs, ``"retained"`` keeps the graph of the gradient between
+            products (memory grows with the data), ``"fresh"`` builds it for each product, ``"auto"`` takes the first of
+            them that applies and fits into a quarter of the free memory.
+        dtype: Type to compute in: by default that of the parameters, ``torch.float64`` or ``torch.float32`` on a
+            converted copy of the network, ``torch.bfloat16`` under autocast with sums in the parameters' type.
+        shard: Whether processes share the data, each with all of ``data`` given to it; by default they do if
+            ``torch.distributed`` is initialised. All of them have to make the same calls.
 
     Attributes:
         shape: ``(D, D)``.
-        dtype: Type of the products, that of the parameters.
+        dimension: D.
+        dtype: Type of the products.
+        device: Device of the products.
         examples: Number of examples N.
+        names: The prunable parameters, in the order of a vector's entries.
+        parameters: The same as tensors.
         products: Products made so far, one per vector.
 
     Raises:
         PruneLimitError: If data, weights or loss cannot be used; the message says which.
-
-    Example:
-        >>> model = torch.nn.Linear(2, 1, bias=False)
-        >>> inputs, targets = torch.eye(2), torch.zeros(2, 1)
-        >>> operator = HessianOperator(model, torch.nn.functional.mse_loss, (inputs, targets))
-        >>> operator @ torch.tensor([1.0, 3.0])
-        tensor([1., 3.])
     """
+
+    _hessian: bool
 
     def __init__(
         self,
@@ -163,78 +101,64 @@ class HessianOperator:
         data: Any,
         *,
         prunable: Sequence[str] | None = None,
-        batch_size: int = 1000,
-        graph: str = "auto",
+        batch_size: int | None = None,
+        rule: str = "auto",
+        dtype: torch.dtype | None = None,
+        shard: bool | None = None,
     ) -> None:
-        if graph not in GRAPHS:
-            raise unknown_name("graph", graph, GRAPHS)
-        self.model, self.loss_fn = model, loss_fn
-        self.batches = as_batches(data, batch_size)
+        if rule not in RULES:
+            raise unknown_name("rule", rule, RULES)
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise PruneLimitError(f"batch_size={batch_size!r} must be at least 1: it is the rows per pass.")
+        self._rank, self._world = processes(shard)
+        batches = as_batches(data, None)
         named = prunable_parameters(model, prunable)
+        self.model, self.loss_fn = model, loss_fn
         self.names, self.parameters = list(named), list(named.values())
-        self.examples = sum(len(targets) for _, targets in self.batches)
+        self.examples = sum(len(targets) for _, targets in batches)
         self.dimension = sum(p.numel() for p in self.parameters)
         self.shape = (self.dimension, self.dimension)
-        self.dtype, self.device = self.parameters[0].dtype, self.parameters[0].device
         self.products = 0
-        self._graph, self._retain = graph, graph != "fresh"
-        self._kept: list[tuple[float, tuple[Tensor, ...]]] | None = None
-        self._kept_versions: list[tuple[int, int]] = []
-        self._gradient: Tensor | None = None
+        self._network = Network(model, loss_fn, self.names, dtype)
+        self.dtype, self.device = self._network.dtype, self._network.device
+        self._source = own_part(batches, self._rank, self._world)
+        self._rows, self._sized = batch_size, batch_size is not None
+        self._wanted, self._keep = rule, {"retained": True, "fresh": False}.get(rule)
+        self._versions = self._network.versions()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop all that belongs to earlier weights."""
+        self._kept: list[tuple[Any, Any]] | None = None
+        self._held: list[tuple[float, Any]] = []
         self._loss: float | None = None
+        self._gradient: Tensor | None = None
+        self._engine: Rule | None = self._analytic()
 
-    def _gradients(self) -> Iterator[tuple[float, tuple[Tensor, ...]]]:
-        """Give each batch's weight n/N and differentiable gradient, from memory if they were kept."""
-        versions = self._weight_versions()
-        if self._kept is not None and versions == self._kept_versions:
-            yield from self._kept
-            return
-        # Kept graphs of other weights are worthless, and autograd may not notice: the hooks that count bytes hide it.
-        self._kept, self._kept_versions = None, versions
-        kept = []
-        with evaluation_mode(self.model), torch.enable_grad():
-            loss_sum, gradient = 0.0, torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
-            for number, (inputs, targets) in enumerate(self.batches):
-                # Counting calls back for every saved tensor, so it is done once, not in every product.
-                first, saved = number == 0 and self._gradient is None, _SavedBytes()
-                counting = first and self._graph == "auto"
-                with saved.hooks if counting else nullcontext():
-                    loss = _scalar_loss(self.model, self.loss_fn, inputs, targets)
-                if not bool(torch.isfinite(loss)):
-                    raise PruneLimitError(f"loss_fn returned {loss.item()}: check the data and the weights for NaN.")
-                share = len(targets) / self.examples
-                with saved.hooks if counting else nullcontext():
-                    grads = self._differentiate(loss, create_graph=True)
-                if first:
-                    _refuse_once_differentiable(grads)
-                if counting:
-                    self._retain = saved.total / share < RETAIN_SHARE * free_memory(self.device)
-                loss_sum += share * float(loss.detach())
-                gradient += share * self._flat(grads)
-                if self._retain:
-                    kept.append((share, grads))
-                yield share, grads
-        self._loss, self._gradient = loss_sum, gradient
-        if self._retain:
-            self._kept = kept
+    def _analytic(self) -> AnalyticRule | None:
+        if self._wanted not in {"auto", "mlp"}:
+            return None
+        from prunelimit.curvature.mlp import mlp_rule
 
-    def _weight_versions(self) -> list[tuple[int, int]]:
-        """Fingerprint the weights and buffers: memory address and number of in-place changes."""
-        return [(t.data_ptr(), t._version) for t in (*self.model.parameters(), *self.model.buffers())]
+        network = self._network
+        found = None if network.half else mlp_rule(network.module, network.loss_fn, network.parameters)
+        if found is None and self._wanted == "mlp":
+            raise PruneLimitError(
+                "rule='mlp' needs a chain of linear layers and activations, not in bfloat16: leave rule out."
+            )
+        return None if found is None else AnalyticRule(found, self._hessian)
 
-    def _differentiate(self, value: Tensor, **options: Any) -> tuple[Tensor, ...]:
-        try:
-            return torch.autograd.grad(value, self.parameters, allow_unused=True, **options)
-        except RuntimeError as error:
-            if "does not require grad" in str(error):  # the gradient does not depend on the weights: a linear loss
-                return tuple(torch.zeros_like(p) for p in self.parameters)
-            if "derivative" in str(error):
-                raise _twice_error(error) from error
-            raise
+    @property
+    def rule(self) -> str | None:
+        """The rule in use; ``None`` while it waits for the first product to measure the memory."""
+        if isinstance(self._engine, AnalyticRule):
+            return "mlp"
+        return None if self._keep is None else "retained" if self._keep else "fresh"
 
-    def _flat(self, grads: Sequence[Tensor | None]) -> Tensor:
-        filled = (torch.zeros_like(p) if g is None else g for g, p in zip(grads, self.parameters, strict=True))
-        return torch.cat([g.detach().reshape(-1) for g in filled])
+    @property
+    def batches(self) -> Batches:
+        """This process's data, cut into the pieces of one pass each."""
+        return split_rows(self._source, self._rows)
 
     @property
     def loss(self) -> float:
@@ -248,9 +172,9 @@ class HessianOperator:
 
     def _first_order(self) -> tuple[float, Tensor]:
         """Give loss and gradient at the present weights, from the last pass over the data if it was made there."""
-        if self._gradient is None or self._weight_versions() != self._kept_versions:
-            for _ in self._gradients():
-                pass
+        self._follow_weights()
+        if self._loss is None or self._gradient is None:
+            self._shared(torch.empty(0, self.dimension, dtype=self.dtype, device=self.device))
         assert self._loss is not None
         assert self._gradient is not None
         return self._loss, self._gradient
@@ -262,45 +186,160 @@ class HessianOperator:
             vectors: ``(D,)`` or ``(D, k)``.
 
         Returns:
-            H times them, of the same shape.
+            The matrix times them, of the same shape.
 
         Raises:
             PruneLimitError: If the number of rows is not D.
         """
-        if vectors.ndim not in (1, 2) or vectors.shape[0] != self.dimension:
+        if vectors.ndim not in {1, 2} or vectors.shape[0] != self.dimension:
             raise PruneLimitError(
                 f"vectors has shape {tuple(vectors.shape)}: give ({self.dimension},) or ({self.dimension}, k)."
             )
-        columns = vectors.to(self.device, self.dtype).reshape(self.dimension, -1)
-        sizes = [p.numel() for p in self.parameters]
-        split = [
-            [part.reshape(p.shape) for part, p in zip(column.split(sizes), self.parameters, strict=True)]
-            for column in columns.T.contiguous()
-        ]
-        result = torch.zeros_like(columns)
-        for share, grads in self._gradients():
-            used = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
-            for k, column in enumerate(split):
-                if not used:
-                    continue
-                more = self._kept is not None or self._retain or k + 1 < len(split)
-                try:
-                    rows = torch.autograd.grad(
-                        [grads[i] for i in used],
-                        self.parameters,
-                        [column[i] for i in used],
-                        retain_graph=more,
-                        allow_unused=True,
-                    )
-                except RuntimeError as error:
-                    raise _twice_error(error) from error
-                result[:, k] += share * self._flat(rows)
-        self.products += columns.shape[1]
-        if not bool(torch.isfinite(result).all()):
+        with torch.inference_mode(False), torch.no_grad():
+            rows = vectors.detach().to(self.device, self.dtype).reshape(self.dimension, -1).T.contiguous()
+            if rows.is_inference():
+                rows = rows.clone()
+            self._follow_weights()
+            result = self._shared(rows)
+        if not math.isfinite(result.sum()) and not bool(torch.isfinite(result).all()):
             raise PruneLimitError(
-                "the Hessian product is NaN or infinite: use dtype float64, or check weights and data."
+                "the curvature product is NaN or infinite: use dtype float64, or check weights and data."
             )
-        return result.reshape(vectors.shape)
+        self.products += len(rows)
+        return result.T if vectors.ndim == 2 else result[0]
+
+    def _follow_weights(self) -> None:
+        """Start anew if the weights have changed: autograd would not always notice that kept graphs are of old ones."""
+        versions = self._network.versions()
+        if versions != self._versions:
+            self._network.refresh()
+            named = dict(self.model.named_parameters())
+            self.parameters = [named[name] for name in self.names]
+            self._forget()
+            self._versions = versions
+
+    def _shared(self, rows: Tensor) -> Tensor:
+        """Multiply ``(k, D)`` vectors, adding up the parts of all processes; know loss and gradient afterwards."""
+        fresh = self._loss is None
+        result = all_or_none(lambda: self._with_less_memory(rows), self._world, self.device)
+        if self._world > 1:
+            if fresh:
+                assert self._loss is not None
+                assert self._gradient is not None
+                total = torch.tensor([self._loss], dtype=torch.float64, device=self.device)
+                self._loss = float(add_up(total))
+                add_up(self._gradient)
+            if len(rows):
+                add_up(result)
+        return result
+
+    def _with_less_memory(self, rows: Tensor) -> Tensor:
+        """Repeat this process's part until it fits into memory; what an attempt summed before it failed is not used."""
+        note = ""
+        while True:
+            try:
+                result = self._accumulate(rows)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                note = self._save_memory(error)
+            finally:
+                self._held = []
+            # Out of the handler, whose traceback holds the tensors of the attempt.
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        if note:
+            _log.warning("Out of memory: products go on with %s.", note)
+        return result
+
+    def _save_memory(self, error: Exception) -> str:
+        """Keep nothing between products, or else take half the rows; say which."""
+        rows = min(self._rows or longest(self._source), longest(self._source))
+        if self._held or self._kept is not None:
+            self._keep, self._kept = False, None
+            return f"nothing kept between them and {rows} rows per pass"
+        if rows < 2:
+            raise PruneLimitError(
+                "data: a batch that cannot be cut further does not fit into memory; give smaller batches or prunable=."
+            ) from error
+        self._rows, self._sized = rows // 2, True
+        return f"{rows // 2} rows per pass"
+
+    def _accumulate(self, rows: Tensor) -> Tensor:
+        """Sum this process's part of the products of ``(k, D)`` vectors; of loss and gradient, if they are unknown."""
+        known, kept = self._loss is not None, self._kept
+        result = torch.zeros_like(rows)
+        columns, targets = [self._cut(row) for row in rows], [self._cut(row) for row in result]
+        gradient = None if known else torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
+        slope = [] if gradient is None else self._cut(gradient)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        with nullcontext() if kept is not None else self._network.ready():
+            engine = self._ready_engine()
+            self._held = []
+            for number, (first, second) in enumerate(self.batches if kept is None else kept):
+                if kept is None:
+                    share, state = len(second) / self.examples, engine.state(*self._network.place(first, second))
+                else:
+                    share, state = first, second
+                if not known:
+                    if number == 0:
+                        engine.check(state)
+                    loss += share * state.loss
+                    _add(slope, state.gradients, share)
+                if self._keep and kept is None:
+                    self._held.append((share, state))
+                for k, (column, target) in enumerate(zip(columns, targets, strict=True)):
+                    last = not self._keep and k + 1 == len(columns)
+                    _add(target, engine.product(state, column, last=last), share)
+                del state
+        if not known:
+            # One look at the end instead of one per batch, which would stop a GPU each time.
+            if not math.isfinite(loss):
+                raise PruneLimitError(f"loss_fn returned {loss.item()}: check the data and the weights for NaN.")
+            self._loss, self._gradient = float(loss), gradient
+        if self._keep:
+            self._kept = self._held if kept is None else kept
+        return result
+
+    def _cut(self, row: Tensor) -> list[Tensor]:
+        """View a vector as tensors of the parameters' shapes."""
+        parts = row.split([p.numel() for p in self.parameters])
+        return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
+
+    def _ready_engine(self) -> Rule:
+        """Settle what is left to choose: the rule, the rows per pass, and whether states are kept."""
+        if self._keep is None or not self._sized:
+            fixed, slope = self._measure() if self._source else (0.0, 0.0)
+            free = free_memory(self.device)
+            rows = sum(len(targets) for _, targets in self._source)
+            if not self._sized:
+                most = max(1, longest(self._source))
+                fitting = max(1, int((PASS_SHARE * free - fixed) / max(slope, 1) / 2))
+                fitting = min(fitting, most, CPU_ROWS if self.device.type == "cpu" else most)
+                self._rows, self._sized = math.ceil(most / math.ceil(most / fitting)), True
+            if self._keep is None:
+                self._keep = fixed * len(self.batches) + slope * rows < RETAIN_SHARE * free
+        if self._engine is None:
+            self._engine = self._graph_rule(double=bool(self._keep))
+        return self._engine
+
+    def _graph_rule(self, double: bool) -> Rule:
+        return HessianRule(self._network) if self._hessian else GaussNewtonRule(self._network, double)
+
+    def _measure(self) -> tuple[float, float]:
+        """Measure the memory of a state: bytes that each takes, and bytes per row."""
+        if isinstance(self._engine, AnalyticRule):
+            return 0.0, float(self._engine.row_bytes)
+        batch = next((batch for batch in self._source if has_rows(batch)), self._source[0])
+        try:
+            return state_memory(self._graph_rule(double=True), self._network, batch)
+        except TwiceError:
+            if self._hessian or self._wanted == "retained":
+                raise
+            self._keep = False  # forward mode may still do
+            fixed, slope = state_memory(self._graph_rule(double=False), self._network, batch)
+            return fixed, 2 * slope
 
     def dense(self) -> Tensor:
         """Form the whole ``(D, D)`` matrix, for networks of a few thousand parameters.
@@ -311,36 +350,53 @@ class HessianOperator:
         Raises:
             PruneLimitError: If it would have more than 20,000 rows.
         """
-        if self.dimension > 20_000:
+        if self.dimension > DENSE_ROWS:
             raise PruneLimitError(
-                f"model has {self.dimension} prunable weights: a dense Hessian is made up to 20000 only."
+                f"model has {self.dimension} prunable weights: a dense Hessian is made up to {DENSE_ROWS} only."
             )
-        blocks = []
+        matrix = torch.empty(self.shape, dtype=torch.float64, device=self.device)
         for start in range(0, self.dimension, 512):
             width = min(512, self.dimension - start)
-            block = torch.zeros(self.dimension, width, dtype=self.dtype, device=self.device)
-            block[start : start + width] = torch.eye(width, dtype=self.dtype, device=self.device)
-            blocks.append((self @ block).double())
-        matrix = torch.cat(blocks, 1)
+            block = torch.zeros(width, self.dimension, dtype=self.dtype, device=self.device)
+            block[:, start : start + width] = torch.eye(width, dtype=self.dtype, device=self.device)
+            matrix[start : start + width] = (self @ block.T).T
         return (matrix + matrix.T) / 2
 
 
-def mean_loss(
-    model: nn.Module, loss_fn: LossFunction, batches: Iterable[tuple[Any, Tensor]]
-) -> tuple[float, list[float]]:
-    """Measure the loss over batches, each counted by its size, in evaluation mode.
+def _add(targets: Sequence[Tensor], parts: Sequence[Tensor | None], share: float) -> None:
+    """Add a batch's share to a sum; no entry means zero."""
+    with torch.no_grad():
+        for target, part in zip(targets, parts, strict=True):
+            if part is not None:
+                target.add_(part.detach(), alpha=share)
 
-    Args:
-        model: The network.
-        loss_fn: Maps output and targets to the batch's mean loss.
-        batches: The data.
 
-    Returns:
-        Mean loss, and the loss of each batch.
+class HessianOperator(CurvatureOperator):
+    """The Hessian of a network's mean loss as a linear operator; arguments as for :class:`CurvatureOperator`.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> inputs, targets = torch.eye(2), torch.zeros(2, 1)
+        >>> operator = HessianOperator(model, torch.nn.functional.mse_loss, (inputs, targets))
+        >>> operator @ torch.tensor([1.0, 3.0])
+        tensor([1., 3.])
     """
-    losses, sizes = [], []
-    with evaluation_mode(model), torch.no_grad():
-        for inputs, targets in batches:
-            losses.append(float(_scalar_loss(model, loss_fn, inputs, targets)))
-            sizes.append(len(targets))
-    return sum(a * b for a, b in zip(losses, sizes, strict=True)) / sum(sizes), losses
+
+    _hessian = True
+
+
+class GGNOperator(CurvatureOperator):
+    """The generalised Gauss-Newton matrix of a network's mean loss; arguments as for :class:`CurvatureOperator`.
+
+    It is the Hessian without the second derivative of the network itself, and positive semidefinite if the loss is convex
+    in the network's output, which has to be one tensor. Use it where negative curvature is in the way.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False), torch.nn.Tanh())
+        >>> _ = torch.nn.init.zeros_(model[0].weight)
+        >>> operator = GGNOperator(model, torch.nn.functional.mse_loss, (torch.eye(2), torch.zeros(2, 1)))
+        >>> operator @ torch.tensor([1.0, 3.0])
+        tensor([1., 3.])
+    """
+
+    _hessian = False

@@ -1,22 +1,38 @@
 r"""From Lanczos coefficients to :math:`d(\mu) = \sum_i |\lambda_i| / (|\lambda_i| + \mu)`, with an interval.
 
-No histogram is ever built: a rule is a handful of nodes and weights, and the integrand is summed over them. For positive
-semi-definite H the Gauss rule over-estimates d and the Gauss-Radau rule with a node at zero under-estimates it: the even
-derivatives of the integrand are negative, the odd ones positive. On an indefinite spectrum the integrand has a kink at
-zero and Gauss swings to both sides from one step count to the next, so the interval looks at several.
+No histogram is ever built: a rule is a handful of nodes and weights, and the integrand is summed over them.
+
+Where the bounds come from. The Hessian is indefinite, the integrand has a kink at zero, and the Gauss rule of H swings to
+both sides of the truth from one step count to the next. In :math:`x = \lambda^2` the same integrand is :math:`h(x) = \sqrt{x}
+/ (\sqrt{x} + \mu) = 1 - \mu / (\sqrt{x} + \mu)`, and
+
+.. math:: \frac{1}{\sqrt{x} + \mu} = \frac{1}{\pi} \int_0^\infty \frac{\sqrt{t}}{(t + \mu^2) (x + t)} dt ,
+
+so all even derivatives of h are negative and all odd ones positive on x > 0. By the error formula of Gauss rules (Golub and
+Meurant 1994), for the matrix :math:`H^2` the Gauss rule over-estimates d and the Gauss-Radau rule with a node at zero
+under-estimates it, whatever the signs of the eigenvalues. And the rules of :math:`H^2` cost nothing: 2 k products with H
+determine the moments of :math:`\lambda` up to degree 4 k, hence those of :math:`\lambda^2` up to 2 k, which is all that k steps
+of Lanczos with :math:`H^2` would find out with as many products. The book proves it in full (The limit, How it is computed).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.linalg
+import torch
 
-from prunelimit.curvature.lanczos import SymmetricOperator, Tridiagonal, lanczos, sphere_vector
+from prunelimit.curvature.active import ActiveOperator
+from prunelimit.curvature.lanczos import LanczosRun, SymmetricOperator, Tridiagonal, basis_bytes, sphere_vector
+from prunelimit.curvature.operator import free_memory
 from prunelimit.errors import PruneLimitError
+from prunelimit.files import atomic_file
 from prunelimit.progress import ProgressLine
 
 #: Rules of so many last step counts are averaged: Gauss swings by the parity of the step.
@@ -53,6 +69,8 @@ def radau_rule(alpha: np.ndarray, beta: np.ndarray, node: float = 0.0) -> Rule:
     Returns:
         ``(k + 1,)`` nodes and weights; the Gauss rule itself if the Krylov space is complete.
     """
+    if not len(alpha):
+        return np.array([node]), np.ones(1)
     if beta[len(alpha) - 1] == 0:
         return gauss_rule(alpha, beta)
     unit = np.zeros(len(alpha))
@@ -69,6 +87,47 @@ def radau_rule(alpha: np.ndarray, beta: np.ndarray, node: float = 0.0) -> Rule:
     return gauss_rule(np.append(alpha, node + beta[len(alpha) - 1] ** 2 * corner), beta)
 
 
+def squared(found: Tridiagonal) -> tuple[np.ndarray, np.ndarray]:
+    """Turn what Lanczos found out about H into what it would have found out about the square of H.
+
+    Lanczos with the square of the tridiagonal matrix, from the first unit vector, meets the same moments as Lanczos with
+    the square of H from the start vector, as long as it does not feel the end of the matrix.
+
+    Args:
+        found: m steps with H.
+
+    Returns:
+        Diagonal and off-diagonal of the matrix of the squares: ``((m + 1) // 2,)`` and ``(m // 2,)``. If m is odd the
+        residual norm is missing, and one more moment serves the Gauss rule alone. A complete Krylov space gives a
+        complete one, whose last off-diagonal entry is zero.
+    """
+    complete = found.beta[-1] == 0
+    # One more row, of which only the coupling is known; nothing below looks at its diagonal entry.
+    alpha, beta = (found.alpha, found.beta[:-1]) if complete else (np.append(found.alpha, 0.0), found.beta)
+    matrix = np.diag(alpha) + np.diag(beta, 1) + np.diag(beta, -1)
+    products = len(found.alpha)
+    diagonals = products if complete else (products + 1) // 2
+    couplings = products if complete else products // 2
+    basis = np.zeros((len(alpha), diagonals))
+    basis[0, 0] = 1.0
+    diagonal, coupling = np.zeros(diagonals), np.zeros(couplings)
+    for k in range(diagonals):
+        image = matrix @ basis[:, k]
+        diagonal[k] = image @ image
+        if k == couplings:
+            break
+        vector = matrix @ image
+        for _ in range(2):
+            vector -= basis[:, : k + 1] @ (basis[:, : k + 1].T @ vector)
+        coupling[k] = np.linalg.norm(vector)
+        if coupling[k] <= 1e-15 * diagonal.max() or (complete and k + 1 == diagonals):
+            coupling[k] = 0.0
+            return diagonal[: k + 1], coupling[: k + 1]
+        if k + 1 < diagonals:
+            basis[:, k + 1] = vector / coupling[k]
+    return diagonal, coupling
+
+
 @dataclasses.dataclass(frozen=True)
 class Spectrum:
     """What Lanczos found out about a spectrum, and the integrals over it.
@@ -77,16 +136,35 @@ class Spectrum:
         dimension: Number of eigenvalues, D.
         probes: One tridiagonal matrix per random start vector.
         seed: Seed of the first start vector; probe p has seed + p.
+        nullity: Eigenvalues known to be zero; the probes are uniform on the sphere of the other coordinates.
     """
 
     dimension: int
     probes: tuple[Tridiagonal, ...]
     seed: int = 0
+    nullity: int = 0
 
     @property
     def steps(self) -> int:
         """Products per probe; the fewest, if they differ."""
         return min(len(probe.alpha) for probe in self.probes)
+
+    def truncated(self, steps: int) -> Spectrum:
+        """Return what would be known after fewer products.
+
+        Args:
+            steps: Products per probe, at least one.
+
+        Returns:
+            The spectrum of the first so many steps.
+        """
+        cut = tuple(Tridiagonal(p.alpha[:steps], p.beta[:steps]) for p in self.probes)
+        return dataclasses.replace(self, probes=cut)
+
+    @property
+    def active(self) -> int:
+        """Dimension of the sphere that the probes are drawn from, D less the nullity."""
+        return self.dimension - self.nullity
 
     @functools.cached_property
     def _rules(self) -> list[list[tuple[Rule, Rule]]]:
@@ -103,10 +181,25 @@ class Spectrum:
             found.append([(gauss_rule(*part), radau_rule(*part)) for part in parts])
         return found
 
+    @functools.cached_property
+    def _enclosing(self) -> list[tuple[Rule, Rule]]:
+        """Per probe, the rules that bound d from below and from above, with nodes in units of the eigenvalues."""
+        found = []
+        for probe in self.probes:
+            if probe.beta[-1] == 0:  # complete: the rule of H is exact, and squares would only cost digits
+                exact = gauss_rule(probe.alpha, probe.beta)
+                found.append((exact, exact))
+                continue
+            diagonal, coupling = squared(probe)
+            rules = radau_rule(diagonal[: len(coupling)], coupling), gauss_rule(diagonal, coupling)
+            low, high = ((np.sqrt(np.maximum(nodes, 0)), weights) for nodes, weights in rules)
+            found.append((low, high))
+        return found
+
     @property
     def trace(self) -> float:
         """Estimate of the trace of H, exact for one vector in any number of steps."""
-        return self.dimension * float(np.mean([probe.alpha[0] for probe in self.probes]))
+        return self.active * float(np.mean([probe.alpha[0] for probe in self.probes]))
 
     @property
     def largest(self) -> float:
@@ -114,54 +207,63 @@ class Spectrum:
         return max(float(np.abs(rules[0][0][0]).max()) for rules in self._rules)
 
     def effective_dimension(
-        self, mu: float | Sequence[float] | np.ndarray, rule: str = "tail"
+        self, mu: float | Sequence[float] | np.ndarray, rule: str = "tail", bounds: str = "certified"
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         r"""Estimate :math:`d(\mu) = \sum_i |\lambda_i| / (|\lambda_i| + \mu)` with an interval.
 
-        The interval holds two errors. That of the rule lies between the lowest and the highest Gauss or Gauss-Radau
-        value of the last ``TAIL`` step counts, because Gauss swings on an indefinite spectrum. That of the probe is two standard deviations; the variance of a uniformly random
-        direction, :math:`2 D / (D + 2) (\mathrm{Tr} F^2 - (\mathrm{Tr} F)^2 / D)` with F the integrand, needs no second
-        probe.
+        The interval holds two errors. That of the rule is enclosed by the Gauss and the Gauss-Radau rule of the squared
+        matrix, which is a theorem for the probe at hand (see the top of this module). That of the probe is two standard
+        deviations; the variance of a uniformly random direction, :math:`2 D / (D + 2) (\mathrm{Tr} F^2 - (\mathrm{Tr} F)^2 /
+        D)` with F the integrand, needs no second probe.
 
         Args:
             mu: One or many positive numbers, in units of the eigenvalues.
-            rule: ``"tail"`` (mean of Gauss and Radau over the last steps), ``"gauss"`` or ``"radau"``.
+            rule: ``"tail"`` (mean of Gauss and Radau of H over the last ``TAIL`` step counts, the best guess),
+                ``"gauss"`` or ``"radau"`` (one rule of H), ``"middle"`` (of the two bounds).
+            bounds: ``"certified"``, or ``"tail"`` for the lowest and the highest of the rules behind the tail average:
+                narrower, seen to hold on dense truth, not proved.
 
         Returns:
             Value, low and high, each of the shape of ``mu``, between 0 and D.
 
         Raises:
-            PruneLimitError: If a ``mu`` is not positive or the rule is unknown.
+            PruneLimitError: If a ``mu`` is not positive or a name is unknown.
         """
         points = np.asarray(mu, dtype=float)
         if not np.all(points > 0):
             raise PruneLimitError(f"mu={mu!r} must be positive: it is 2 epsilon / R^2.")
-        if rule not in ("tail", "gauss", "radau"):
-            raise PruneLimitError(f"rule={rule!r} is unknown: choose tail, gauss or radau.")
+        if rule not in ("tail", "gauss", "radau", "middle"):
+            raise PruneLimitError(f"rule={rule!r} is unknown: choose tail, gauss, radau or middle.")
+        if bounds not in ("certified", "tail"):
+            raise PruneLimitError(f"bounds={bounds!r} is unknown: choose certified or tail.")
         flat = points.reshape(-1)
-        square = np.mean([_integrate(rules[0][0], flat, 2) for rules in self._rules], axis=0)
         # Per probe (step count, Gauss or Radau, mu) of Tr F / D; step counts may differ between probes.
         values = [np.array([[_integrate(r, flat, 1) for r in pair] for pair in rules]) for rules in self._rules]
-        pick = {"tail": lambda v: v.mean((0, 1)), "gauss": lambda v: v[0, 0], "radau": lambda v: v[0, 1]}[rule]
-        estimate = np.mean([pick(v) for v in values], axis=0)
-        low = np.mean([v.min((0, 1)) for v in values], axis=0)
-        high = np.mean([v.max((0, 1)) for v in values], axis=0)
-        variance = 2 * np.maximum(square - np.clip(estimate, 0, 1) ** 2, 0) / ((self.dimension + 2) * len(self.probes))
+        pairs = [[_integrate(r, flat, 1) for r in pair] for pair in self._enclosing]
+        if bounds == "tail":
+            low, high = (np.mean([side(v, axis=(0, 1)) for v in values], axis=0) for side in (np.min, np.max))
+        else:
+            low, high = np.mean(pairs, axis=0)
+        pick = {"tail": lambda v: v.mean((0, 1)), "gauss": lambda v: v[0, 0], "radau": lambda v: v[0, 1]}
+        chosen = [pick[rule](v) for v in values] if rule in pick else [np.mean(pair, axis=0) for pair in pairs]
+        estimate = np.mean(chosen, axis=0)
+        square = np.mean([_integrate(rules[0][0], flat, 2) for rules in self._rules], axis=0)
+        variance = 2 * np.maximum(square - np.clip(estimate, 0, 1) ** 2, 0) / ((self.active + 2) * len(self.probes))
         noise = PROBE_SIGMAS * np.sqrt(variance)
-        bounds = [np.clip(x, 0, 1) * self.dimension for x in (estimate, low - noise, high + noise)]
-        value = np.clip(bounds[0], bounds[1], bounds[2])
-        return value.reshape(points.shape), bounds[1].reshape(points.shape), bounds[2].reshape(points.shape)
+        parts = [np.clip(x, 0, 1) * self.active for x in (estimate, low - noise, high + noise)]
+        value = np.clip(parts[0], parts[1], parts[2])
+        return value.reshape(points.shape), parts[1].reshape(points.shape), parts[2].reshape(points.shape)
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON values from which :meth:`from_dict` builds the same spectrum."""
         probes = [{"alpha": p.alpha.tolist(), "beta": p.beta.tolist()} for p in self.probes]
-        return {"dimension": self.dimension, "seed": self.seed, "probes": probes}
+        return {"dimension": self.dimension, "nullity": self.nullity, "seed": self.seed, "probes": probes}
 
     @classmethod
-    def from_dict(cls, values: dict[str, object]) -> Spectrum:
+    def from_dict(cls, values: dict[str, Any]) -> Spectrum:
         """Rebuild a spectrum from :meth:`to_dict`."""
-        probes = tuple(Tridiagonal(np.array(p["alpha"]), np.array(p["beta"])) for p in values["probes"])  # type: ignore[attr-defined]
-        return cls(int(values["dimension"]), probes, int(values["seed"]))  # type: ignore[call-overload]
+        probes = tuple(Tridiagonal(np.array(p["alpha"]), np.array(p["beta"])) for p in values["probes"])
+        return cls(int(values["dimension"]), probes, int(values["seed"]), int(values.get("nullity", 0)))
 
 
 def _integrate(rule: Rule, mu: np.ndarray, power: int) -> np.ndarray:
@@ -169,29 +271,139 @@ def _integrate(rule: Rule, mu: np.ndarray, power: int) -> np.ndarray:
     return ((nodes / (nodes + mu[:, None])) ** power) @ weights
 
 
+#: Tells a user what is known so far: the spectrum of the finished steps in, numbers for the progress line out.
+Watch = Callable[[Spectrum], dict[str, Any]]
+
+#: Share of the free memory that the Lanczos basis may take.
+BASIS_SHARE = 0.8
+
+#: Products between two saves of a process that has a folder.
+SAVE_EVERY = 16
+
+
 def spectrum(
-    operator: SymmetricOperator, *, steps: int = 64, probes: int = 1, seed: int = 0, progress: bool | None = None
+    operator: SymmetricOperator,
+    *,
+    steps: int = 64,
+    probes: int = 1,
+    seed: int = 0,
+    nullity: int = 0,
+    low_memory: bool = False,
+    folder: Path | None = None,
+    progress: bool | None = None,
+    watch: Watch | None = None,
+    each: Callable[[], None] | None = None,
 ) -> Spectrum:
     """Probe the spectrum of an operator with stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017).
+
+    Rows of the operator that are exactly zero are found from the first product, and removed from probes and dimension:
+    dead units and inputs that are always zero cost nothing and are known, not estimated.
 
     Args:
         operator: Symmetric operator with D rows, for example a :class:`HessianOperator`.
         steps: Products per probe.
-        probes: Random start vectors, uniform on the sphere.
+        probes: Random start vectors, uniform on the sphere; as many at a time as memory allows.
         seed: Seed of the first one.
-        progress: Whether to show a progress line.
+        nullity: Further eigenvalues that are known to be zero, if the operator was reduced beforehand.
+        low_memory: Whether to do without the basis; see :class:`LanczosRun` for what is lost.
+        folder: Where the process is saved, so that a later call with more steps continues instead of repeating.
+        progress: Whether to show a progress line; it begins with the memory that is needed.
+        watch: Gives more numbers for that line, from what is known so far.
+        each: Called after every product; what it raises ends the process, saved if there is a folder.
 
     Returns:
         The spectrum.
 
     Raises:
-        PruneLimitError: If ``steps`` or ``probes`` is less than one.
+        PruneLimitError: If ``steps`` or ``probes`` is less than one, the basis does not fit into memory, or ``folder``
+            belongs to another process.
     """
-    if probes < 1:
-        raise PruneLimitError(f"probes={probes!r} must be at least 1: each probe is one random start vector.")
-    found = []
-    for probe in range(probes):
-        with ProgressLine(f"Lanczos, probe {probe + 1} of {probes}", steps, progress) as line:
-            start = sphere_vector(operator.dimension, seed + probe)
-            found.append(lanczos(operator, start, steps, progress=line))
-    return Spectrum(operator.dimension, tuple(found), seed)
+    for name, number, unit in (("probes", probes, "random start vector"), ("steps", steps, "product per probe")):
+        if number < 1:
+            raise PruneLimitError(f"{name}={number!r} must be at least 1: each is one {unit}.")
+    if low_memory and folder is not None:
+        raise PruneLimitError("low_memory=True keeps no basis to continue from: leave folder out.")
+    steps = min(steps, operator.dimension)
+    together = _probes_at_once(operator, steps, probes, low_memory)
+    if progress:
+        size = basis_bytes(operator.dimension, 3 if low_memory else steps, together, operator.dtype) / 2**30
+        free = free_memory(operator.device) / 2**30
+        print(f"Lanczos: basis of {size:.2f} GiB, {free:.1f} GiB are free", file=sys.stderr, flush=True)
+    reduced, first = _without_zero_rows(operator, seed, range(min(together, probes)), folder)
+    zeros = operator.dimension - reduced.dimension
+    steps = min(steps, reduced.dimension)
+    found: list[Tridiagonal] = []
+
+    def known(more: tuple[Tridiagonal, ...] = ()) -> Spectrum:
+        return Spectrum(operator.dimension + nullity, (*found, *more), seed, nullity + zeros)
+
+    for begin in range(0, probes, together):
+        group = range(begin, min(begin + together, probes))
+        place = None if folder is None else folder / f"seed-{seed + begin}-{len(group)}"
+        about = {"seed": seed + begin, "probes": len(group)}
+        run = None if place is None else LanczosRun.load(place, reduced, **about)
+        if run is None:
+            starts = _starts(operator, reduced, seed, group)
+            run = LanczosRun(reduced, starts, reorthogonalise=not low_memory, first=None if begin else first)
+        title = f"Lanczos, probe {begin + 1}" + (f"-{begin + len(group)}" if len(group) > 1 else "") + f" of {probes}"
+        with ProgressLine(title, steps, progress) as line:
+
+            def told(_: int, run: LanczosRun = run, line: ProgressLine = line, place: Path | None = place) -> None:
+                line.update(run.steps, (lambda: watch(known(run.tridiagonals))) if watch else None)
+                if place is not None and run.steps % SAVE_EVERY == 0:
+                    run.save(place, **about)  # noqa: B023 - told is used up before about changes
+                if each is not None:
+                    each()
+
+            if run.steps < steps:
+                try:
+                    run.extend(steps - run.steps, told)
+                finally:
+                    if place is not None and run.steps:
+                        run.save(place, **about)
+        found += [_cut(t, steps) for t in run.tridiagonals]
+    return known()
+
+
+def _cut(found: Tridiagonal, steps: int) -> Tridiagonal:
+    return Tridiagonal(found.alpha[:steps], found.beta[:steps])
+
+
+def _probes_at_once(operator: SymmetricOperator, steps: int, probes: int, low_memory: bool) -> int:
+    """Find how many probes may run side by side, or say that not even one does."""
+    kept = 3 if low_memory else steps
+    one = basis_bytes(operator.dimension, kept, 1, operator.dtype)
+    room = BASIS_SHARE * free_memory(operator.device)
+    if one > room:
+        raise PruneLimitError(
+            f"steps={steps} needs {one / 2**30:.1f} GiB for the Lanczos basis of {operator.dimension:,} rows, and "
+            f"{room / 2**30:.1f} GiB may be used: take fewer steps, or low_memory=True."
+        )
+    return max(1, min(probes, int(room // one)))
+
+
+def _starts(operator: SymmetricOperator, reduced: SymmetricOperator, seed: int, group: range) -> torch.Tensor:
+    """Draw the start vectors of a group of probes, ``(p, D)``, without the rows that are zero."""
+    vectors = torch.stack([sphere_vector(operator.dimension, seed + p, operator.device) for p in group])
+    return reduced.restrict(vectors) if isinstance(reduced, ActiveOperator) else vectors
+
+
+def _without_zero_rows(
+    operator: SymmetricOperator, seed: int, group: range, folder: Path | None
+) -> tuple[SymmetricOperator, torch.Tensor | None]:
+    """Find the rows that are zero from the first products; give what is left of the operator, and those products."""
+    kept = None if folder is None else folder / "active.npy"
+    products = None
+    if kept is not None and kept.is_file():
+        active = torch.from_numpy(np.load(kept))
+    else:
+        starts = _starts(operator, operator, seed, group).to(operator.dtype)
+        products = (operator @ starts[0])[None] if len(starts) == 1 else (operator @ starts.T).T
+        active = (products != 0).any(0).cpu()
+        if kept is not None:
+            with atomic_file(kept) as path, open(path, "wb") as file:
+                np.save(file, active.numpy())
+    if bool(active.all()) or not bool(active.any()):
+        return operator, products
+    reduced = ActiveOperator(operator, active)
+    return reduced, None if products is None else reduced.restrict(products)

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from prunelimit.errors import PruneLimitError, unknown_name
-from prunelimit.experiments.specs import LimitSpec
+from prunelimit.experiments.specs import CurvatureSpec, LimitSpec, RowsSpec
 from prunelimit.training import TrainSpec
 
 #: From the most to the least faithful: the first one that is recorded is shown.
@@ -44,6 +44,10 @@ _FC = TrainSpec(dataset="cifar10", model="fc5", epochs=200, lr=0.01, l1=5e-5, au
 _RESNET20 = TrainSpec(dataset="cifar10", model="resnet20", epochs=200, lr=0.1, l1=5e-5, schedule="cosine", augment=True)
 
 
+#: Ours: training images and products with which the formula's number is resolved.
+_SIZES = ((500, 320), (2000, 320), (8000, 320), (None, 320))
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A data set and a network, as one row of the tables.
@@ -52,11 +56,16 @@ class Task:
         name: Its name in the tables and on the command line.
         title: How figures call it.
         profiles: Profile name to what is run.
+        sizes: Profile name to the training images and products of the spectra that show what is resolved; ``None`` for
+            all images.
+        rows: Profile name to the training images behind the row norms of the Hessian; ``None`` for all images.
     """
 
     name: str
     title: str
     profiles: dict[str, LimitSpec]
+    sizes: dict[str, tuple[tuple[int | None, int], ...]] = dataclasses.field(default_factory=dict)
+    rows: dict[str, int | None] = dataclasses.field(default_factory=dict)
 
     def spec(self, profile: str, seed: int) -> LimitSpec:
         """Return the spec of one cell.
@@ -80,6 +89,20 @@ class Task:
         base = self.profiles[profile]
         return dataclasses.replace(base, train=dataclasses.replace(base.train, seed=seed))
 
+    def curvature_specs(self, profile: str, seed: int) -> list[CurvatureSpec]:
+        """Return the specs of the spectra that show what is resolved, the smallest sample first; there may be none."""
+        if profile not in self.sizes:
+            return []
+        train = self.spec(profile, seed).train
+        return [CurvatureSpec(train=train, examples=examples, steps=steps) for examples, steps in self.sizes[profile]]
+
+    def row_specs(self, profile: str, seed: int) -> list[RowsSpec]:
+        """Return the specs of the row norms: order 1, the paper's, and order 2, the bound's; there may be none."""
+        if profile not in self.rows:
+            return []
+        train = self.spec(profile, seed).train
+        return [RowsSpec(train=train, examples=self.rows[profile], order=order) for order in (1, 2)]
+
 
 _TASKS = (
     Task(
@@ -90,6 +113,12 @@ _TASKS = (
             "laptop": _cifar(_FC),
             "paper": _cifar(_FC, curvature_examples=None),
         },
+        {
+            "quick": ((180, 256), (360, 256), (720, 256), (None, 256)),
+            "laptop": _SIZES,
+            "paper": _SIZES,
+        },
+        rows={"quick": None, "laptop": 2000},
     ),
     Task(
         "fc12-cifar10",
@@ -99,6 +128,7 @@ _TASKS = (
             "laptop": _cifar(dataclasses.replace(_FC, model="fc12")),
             "paper": _cifar(dataclasses.replace(_FC, model="fc12"), curvature_examples=None),
         },
+        rows={"quick": None},
     ),
     Task(
         "resnet20-cifar10",
@@ -110,6 +140,7 @@ _TASKS = (
             ),
             "paper": _cifar(_RESNET20),
         },
+        rows={"quick": None},
     ),
 )
 

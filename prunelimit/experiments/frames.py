@@ -13,6 +13,7 @@ import pandas as pd
 from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.errors import unknown_name
 from prunelimit.experiments.catalogue import PROFILES, Task, find_tasks
+from prunelimit.experiments.curvature import EXPERIMENT as CURVATURE
 from prunelimit.experiments.runner import EXPERIMENT, run_limit
 from prunelimit.experiments.specs import LimitSpec
 from prunelimit.experiments.store import load_record
@@ -264,3 +265,54 @@ def rerun(task: str, seed: int = 0) -> pd.DataFrame:
         row = limits_frame([Cell(find_tasks(task)[0], "quick", seed, spec, values)]).iloc[0]
         frames[name] = row[["train_loss", "test_accuracy", "epsilon", "formula", "directional", "measured", "accuracy"]]
     return pd.DataFrame(frames)
+
+
+def resolution_frame(cells: Sequence[Cell], step_counts: Sequence[int] = ()) -> pd.DataFrame:
+    """Tabulate what the recorded spectra of some cells say about the formula's limit.
+
+    Args:
+        cells: Recorded cells; their spectra are looked up by profile and seed.
+        step_counts: Numbers of products after which to look as well; the last is always there.
+
+    Returns:
+        One row per spectrum and step count: the limit, its certified interval ``low`` to ``high`` and the spread
+        ``tail_low`` to ``tail_high`` of the rules behind the value.
+    """
+    rows = []
+    for cell in cells:
+        for spec in cell.task.curvature_specs(cell.profile, cell.seed):
+            record = load_record(CURVATURE, spec)
+            if record is None:
+                continue
+            radius = np.array(record["radius"])
+            fine = np.interp(np.linspace(0, 1, FINE_GRID), np.linspace(0, 1, len(radius)), radius)
+            whole = Spectrum.from_dict(record["spectrum"])
+            for steps in sorted({k for k in step_counts if k < whole.steps} | {whole.steps}):
+                found = whole.truncated(steps)
+                limit = formula_limit(found, fine, record["epsilon"], examples=record["examples"])
+                tail = formula_limit(found, fine, record["epsilon"], bounds="tail")
+                rows.append(
+                    {
+                        "title": cell.title,
+                        "task": cell.task.name,
+                        "profile": cell.profile,
+                        "seed": cell.seed,
+                        "examples": record["examples"],
+                        "steps": steps,
+                        "last": steps == whole.steps,
+                        "sparsity": limit.sparsity,
+                        "low": limit.interval[0],
+                        "high": limit.interval[1],
+                        "tail_low": tail.interval[0],
+                        "tail_high": tail.interval[1],
+                        "resolved": limit.resolved,
+                        "dimension": limit.dimension,
+                        "nullity": whole.nullity,
+                        "largest": found.largest,
+                        "mu": 2 * record["epsilon"] / limit.radius**2,
+                        "measured": cell.record["measured"]["sparsity"],
+                        "fine_tuned": (cell.record.get("fine_tuned") or {}).get("sparsity", np.nan),
+                        "seconds": record["seconds"]["spectrum"],
+                    }
+                )
+    return pd.DataFrame(rows)

@@ -171,7 +171,7 @@ def _measure(
 
     def directional() -> dict[str, Any]:
         # A sample's gradient is mostly noise where the whole one nearly vanishes, so all images have a say in it.
-        gradient = HessianOperator(model, cross_entropy, whole, graph="fresh").gradient
+        gradient = HessianOperator(model, cross_entropy, whole, rule="fresh").gradient
         operator = HessianOperator(model, cross_entropy, sample)
         return as_plain(directional_limit(operator, path, epsilon, gradient=gradient)) | {
             "gradient_examples": len(data)

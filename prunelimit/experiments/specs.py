@@ -39,6 +39,58 @@ class LimitSpec(Spec):
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build a spec, and the training spec inside it, from :meth:`to_dict`."""
-        if not isinstance(values.get("train"), dict):
-            raise PruneLimitError("LimitSpec needs train={...}, the fields of a TrainSpec.")
-        return super().from_dict(values | {"train": TrainSpec.from_dict(values["train"])})
+        return super().from_dict(_with_train(cls.__name__, values))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CurvatureSpec(Spec):
+    """The spectrum of one trained network, to see how the limit depends on data and products.
+
+    Attributes:
+        train: How the network is trained.
+        examples: Training images behind the Hessian, drawn at random; a smaller sample is part of a larger one; ``None``
+            for all.
+        steps: Hessian products per probe.
+        probes: Random probes.
+    """
+
+    train: TrainSpec
+    examples: int | None = None
+    steps: int = 256
+    probes: int = 1
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build a spec, and the training spec inside it, from :meth:`to_dict`."""
+        return super().from_dict(_with_train(cls.__name__, values))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowsSpec(Spec):
+    """The norms of all rows of one trained network's Hessian.
+
+    Attributes:
+        train: How the network is trained.
+        examples: Training images behind the Hessian, the same as for a :class:`CurvatureSpec` of this size; ``None`` for
+            all.
+        probes: Random vectors, one Hessian product each.
+        order: 1 for the sum of magnitudes of a row, 2 for its Euclidean norm.
+        checked: Rows, drawn at random, that are also computed exactly with one product each.
+    """
+
+    train: TrainSpec
+    examples: int | None = None
+    probes: int = 32
+    order: int = 1
+    checked: int = 64
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build a spec, and the training spec inside it, from :meth:`to_dict`."""
+        return super().from_dict(_with_train(cls.__name__, values))
+
+
+def _with_train(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(values.get("train"), dict):
+        raise PruneLimitError(f"{name} needs train={{...}}, the fields of a TrainSpec.")
+    return values | {"train": TrainSpec.from_dict(values["train"])}

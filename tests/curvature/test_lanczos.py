@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prunelimit.curvature import Tridiagonal, gauss_rule, lanczos
-from prunelimit.curvature.lanczos import sphere_vector
+from prunelimit.curvature.lanczos import LanczosRun, basis_bytes, sphere_vector
 from prunelimit.errors import PruneLimitError
 
 Operator = Callable[[Tensor], object]
@@ -169,3 +170,97 @@ def test_sphere_vector_has_norm_one_and_depends_on_the_seed_alone() -> None:
     assert torch.equal(vector, sphere_vector(1000, 7))
     assert not torch.equal(vector, sphere_vector(1000, 8))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_one_pass_of_gram_schmidt_is_the_rule(matrix_operator: Operator) -> None:
+    """The second pass is made only where the first one took much away, and the basis stays orthonormal all the same."""
+    operator = matrix_operator(symmetric(torch.linspace(-1, 1, 300, dtype=torch.float64)).float())
+    run = LanczosRun(operator, sphere_vector(300, 0)).extend(100)
+    basis = torch.cat([block[0, :n] for block, n in zip(run._blocks, run._filled, strict=True)]).double()
+    torch.testing.assert_close(basis @ basis.T, torch.eye(100, dtype=torch.float64), rtol=0, atol=1e-4)
+
+
+@given(first=st.integers(1, 15), seed=st.integers(0, 100))
+def test_extending_is_running_on(matrix_operator: Operator, first: int, seed: int) -> None:
+    operator = matrix_operator(symmetric(torch.linspace(-1, 2, 20, dtype=torch.float64)))
+    start = sphere_vector(20, seed).double()
+    whole = lanczos(operator, start, 16)
+    parts = LanczosRun(operator, start).extend(first).extend(16 - first).tridiagonals[0]
+    np.testing.assert_allclose(parts.alpha, whole.alpha, atol=1e-10)
+    np.testing.assert_allclose(parts.beta, whole.beta, atol=1e-10)
+
+
+def test_block_of_probes_is_each_probe_alone(matrix_operator: Operator) -> None:
+    operator = matrix_operator(symmetric(torch.linspace(-1, 2, 20, dtype=torch.float64)))
+    starts = torch.stack([sphere_vector(20, seed) for seed in range(3)]).double()
+    for start, found in zip(starts, LanczosRun(operator, starts).extend(9).tridiagonals, strict=True):
+        alone = lanczos(operator, start, 9)
+        np.testing.assert_allclose(found.alpha, alone.alpha, atol=1e-10)
+        np.testing.assert_allclose(found.beta, alone.beta, atol=1e-10)
+
+
+def test_probe_that_ends_early_leaves_the_others_alone(matrix_operator: Operator) -> None:
+    matrix = torch.diag(torch.linspace(1, 9, 9, dtype=torch.float64))
+    starts = torch.stack([torch.eye(9)[2], torch.ones(9)]).double()
+    run = LanczosRun(matrix_operator(matrix), starts).extend(5)
+    assert [len(t.alpha) for t in run.tridiagonals] == [1, 5]
+    alone = lanczos(matrix_operator(matrix), torch.ones(9).double(), 5)
+    np.testing.assert_allclose(run.tridiagonals[1].alpha, alone.alpha, atol=1e-10)
+
+
+def test_product_at_hand_is_not_made_again(matrix_operator: Operator) -> None:
+    matrix = symmetric(torch.linspace(-1, 2, 20, dtype=torch.float64))
+    operator, start = matrix_operator(matrix), torch.arange(1.0, 21.0).double()
+    run = LanczosRun(operator, start, first=matrix @ start).extend(6)
+    assert len(operator.seen) == 5
+    np.testing.assert_allclose(run.tridiagonals[0].alpha, lanczos(operator, start, 6).alpha, atol=1e-10)
+
+
+def test_interrupted_product_leaves_no_trace(matrix_operator: Operator) -> None:
+    class Flaky(matrix_operator):  # type: ignore[misc, valid-type]
+        broken = True
+
+        def __matmul__(self, vectors: Tensor) -> Tensor:
+            if self.broken and len(self.seen) == 4:
+                self.broken = False
+                raise KeyboardInterrupt
+            return super().__matmul__(vectors)
+
+    matrix = symmetric(torch.linspace(-1, 2, 20, dtype=torch.float64))
+    run = LanczosRun(Flaky(matrix), torch.ones(20).double())
+    with pytest.raises(KeyboardInterrupt):
+        run.extend(9)
+    found = run.extend(9 - run.steps).tridiagonals[0]
+    np.testing.assert_allclose(found.alpha, lanczos(matrix_operator(matrix), torch.ones(20).double(), 9).alpha)
+
+
+def test_saved_process_of_something_else_is_refused(matrix_operator: Operator, tmp_path: Path) -> None:
+    operator = matrix_operator(symmetric(torch.linspace(-1, 2, 20, dtype=torch.float64)))
+    LanczosRun(operator, torch.ones(20)).extend(3).save(tmp_path, seed=1)
+    assert LanczosRun.load(tmp_path, operator, seed=1).steps == 3
+    with pytest.raises(PruneLimitError, match=r"folder=.*about \{'seed': 1\}, not \{'seed': 2\}"):
+        LanczosRun.load(tmp_path, operator, seed=2)
+    with pytest.raises(PruneLimitError, match="folder=.*dimension 20, not 5"):
+        LanczosRun.load(tmp_path, matrix_operator(torch.eye(5)), seed=1)
+    assert LanczosRun.load(tmp_path / "empty", operator) is None
+
+
+def test_without_a_basis_outliers_come_back_and_the_integral_stays(matrix_operator: Operator) -> None:
+    eigenvalues = torch.cat([torch.linspace(0, 1, 199, dtype=torch.float64), torch.tensor([100.0]).double()])
+    operator, start = matrix_operator(symmetric(eigenvalues).float()), sphere_vector(200, 0)
+    lean, full = (lanczos(operator, start, 60, reorthogonalise=flag) for flag in (False, True))
+    assert (ritz_values(lean) > 50).sum() > 1
+    rules = [gauss_rule(t.alpha, t.beta) for t in (lean, full)]
+    values = [weights @ np.abs(nodes) ** 0.5 for nodes, weights in rules]
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
+
+
+def test_without_a_basis_there_is_nothing_to_save(matrix_operator: Operator, tmp_path: Path) -> None:
+    run = LanczosRun(matrix_operator(torch.eye(3)), torch.ones(3), reorthogonalise=False).extend(1)
+    with pytest.raises(PruneLimitError, match="reorthogonalise=False"):
+        run.save(tmp_path)
+
+
+def test_basis_bytes_counts_every_vector() -> None:
+    assert basis_bytes(1000, 64, 2) == 1000 * 64 * 2 * 4
+    assert basis_bytes(1000, 64, 2, torch.float64) == 1000 * 64 * 2 * 8

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunelimit.curvature import HessianOperator
 from prunelimit.errors import PruneLimitError
@@ -42,7 +43,7 @@ class Square(torch.autograd.Function):
 
 
 class Attention(nn.Module):
-    """Fused attention, whose backward pass has no derivative of its own."""
+    """Attention that insists on the fused kernel, whose backward pass has no derivative of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +51,19 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         heads = self.layer(x).reshape(1, 1, -1, 4)
-        return functional.scaled_dot_product_attention(heads, heads, heads)[0, 0]
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return functional.scaled_dot_product_attention(heads, heads, heads)[0, 0]
+
+
+class Distances(nn.Module):
+    """Distances to fixed points, whose backward pass has no derivative either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cdist(self.layer(x), torch.eye(3))
 
 
 class OnceOnly(nn.Module):
@@ -180,16 +193,16 @@ def test_loss_linear_in_the_weights_has_zero_hessian(data: tuple[Tensor, Tensor]
 def test_retained_and_fresh_graphs_agree(data: tuple[Tensor, Tensor], sizes: tuple[int, ...]) -> None:
     model, block = plain(), torch.randn(35, 4)
     products = [
-        HessianOperator(model, functional.cross_entropy, cut(data, *sizes), graph=graph) @ block
-        for graph in ("retained", "fresh", "auto")
+        HessianOperator(model, functional.cross_entropy, cut(data, *sizes), rule=rule) @ block
+        for rule in ("retained", "fresh", "auto")
     ]
     torch.testing.assert_close(products[0], products[1])
     torch.testing.assert_close(products[0], products[2])
 
 
-@pytest.mark.parametrize("graph", ["retained", "fresh"])
-def test_second_product_equals_the_first(data: tuple[Tensor, Tensor], graph: str) -> None:
-    operator = HessianOperator(plain(), functional.cross_entropy, cut(data, 9, 8), graph=graph)
+@pytest.mark.parametrize("rule", ["retained", "fresh"])
+def test_second_product_equals_the_first(data: tuple[Tensor, Tensor], rule: str) -> None:
+    operator = HessianOperator(plain(), functional.cross_entropy, cut(data, 9, 8), rule=rule)
     vector = torch.randn(35)
     assert torch.equal(operator @ vector, operator @ vector)
 
@@ -200,14 +213,14 @@ def test_auto_builds_graphs_anew_when_memory_is_short(
     model, vector = plain(), torch.randn(35)
     expected = HessianOperator(model, functional.cross_entropy, data) @ vector
     monkeypatch.setattr("prunelimit.curvature.operator.free_memory", lambda device: 0)
-    operator = HessianOperator(model, functional.cross_entropy, data, graph="auto")
+    operator = HessianOperator(model, functional.cross_entropy, data, rule="auto")
     torch.testing.assert_close(operator @ vector, expected)
     assert operator._kept is None
 
 
-@pytest.mark.parametrize("graph", ["retained", "fresh"])
-def test_block_of_vectors_equals_its_columns(data: tuple[Tensor, Tensor], graph: str) -> None:
-    operator = HessianOperator(plain(), functional.cross_entropy, cut(data, 9, 8), graph=graph)
+@pytest.mark.parametrize("rule", ["retained", "fresh"])
+def test_block_of_vectors_equals_its_columns(data: tuple[Tensor, Tensor], rule: str) -> None:
+    operator = HessianOperator(plain(), functional.cross_entropy, cut(data, 9, 8), rule=rule)
     block = torch.randn(35, 3)
     columns = torch.stack([operator @ column for column in block.T], 1)
     torch.testing.assert_close(operator @ block, columns)
@@ -243,8 +256,8 @@ def test_mode_of_every_module_is_restored(image_data: tuple[Tensor, Tensor]) -> 
     assert [module.training for module in model.modules()] == modes
 
 
-@pytest.mark.parametrize("graph", ["retained", "fresh"])
-def test_model_is_restored_when_the_loss_raises(data: tuple[Tensor, Tensor], graph: str) -> None:
+@pytest.mark.parametrize("rule", ["retained", "fresh"])
+def test_model_is_restored_when_the_loss_raises(data: tuple[Tensor, Tensor], rule: str) -> None:
     model = plain().train()
     before = copy.deepcopy(model.state_dict())
     calls = []
@@ -255,7 +268,7 @@ def test_model_is_restored_when_the_loss_raises(data: tuple[Tensor, Tensor], gra
             raise RuntimeError("out of memory")
         return functional.cross_entropy(output, targets)
 
-    operator = HessianOperator(model, failing, cut(data, 9, 8), graph=graph)
+    operator = HessianOperator(model, failing, cut(data, 9, 8), rule=rule)
     with pytest.raises(RuntimeError, match="out of memory"):
         operator @ torch.ones(35)
     assert all(module.training for module in model.modules())
@@ -301,14 +314,21 @@ def test_dropout_is_off(data: tuple[Tensor, Tensor]) -> None:
 
 def test_operation_without_a_second_derivative_is_explained(data: tuple[Tensor, Tensor]) -> None:
     operator = HessianOperator(Attention(), functional.cross_entropy, data)
-    with pytest.raises(PruneLimitError, match="cannot be differentiated twice"):
+    with pytest.raises(PruneLimitError, match=r"cannot be differentiated twice \(.*scaled_dot_product"):
         operator @ torch.ones(16)
+
+
+@pytest.mark.parametrize("rule", ["retained", "fresh", "auto"])
+def test_operation_that_torch_refuses_is_named(data: tuple[Tensor, Tensor], rule: str) -> None:
+    operator = HessianOperator(Distances(), functional.cross_entropy, data, rule=rule)
+    with pytest.raises(PruneLimitError, match=r"cannot be differentiated twice \(.*_cdist_backward"):
+        operator @ torch.ones(12)
 
 
 def test_function_marked_once_differentiable_is_explained(data: tuple[Tensor, Tensor]) -> None:
     # Once wrong: autograd.grad never reaches the node that would raise, so the product silently lacks a term.
     operator = HessianOperator(OnceOnly(), functional.cross_entropy, data)
-    with pytest.raises(PruneLimitError, match="cannot be differentiated twice"):
+    with pytest.raises(PruneLimitError, match=r"cannot be differentiated twice \(Square\)"):
         operator @ torch.ones(12)
 
 
@@ -336,7 +356,7 @@ def test_weights_changed_between_products_are_noticed(data: tuple[Tensor, Tensor
     # Once wrong: the hooks that count bytes switch off autograd's version check, so a kept graph mixes old
     # activations with new weights and the product is silently that of neither network.
     model = plain()
-    operator = HessianOperator(model, functional.cross_entropy, data, graph="retained")
+    operator = HessianOperator(model, functional.cross_entropy, data, rule="retained")
     _ = operator @ torch.ones(35)
     with torch.no_grad():
         model[2].weight.mul_(2)
@@ -346,10 +366,80 @@ def test_weights_changed_between_products_are_noticed(data: tuple[Tensor, Tensor
 
 def test_loss_and_gradient_follow_changed_weights(data: tuple[Tensor, Tensor]) -> None:
     model = plain()
-    operator = HessianOperator(model, functional.cross_entropy, data, graph="retained")
+    operator = HessianOperator(model, functional.cross_entropy, data, rule="retained")
     before = operator.loss
     with torch.no_grad():
         model[2].weight.mul_(2)
     fresh = HessianOperator(model, functional.cross_entropy, data)
     assert operator.loss == fresh.loss != before
     torch.testing.assert_close(operator.gradient, fresh.gradient)
+
+
+def test_works_in_inference_mode(data: tuple[Tensor, Tensor]) -> None:
+    for model in (plain(), Tied()):
+        expected = HessianOperator(model, functional.cross_entropy, data)
+        with torch.inference_mode():
+            operator = HessianOperator(model, functional.cross_entropy, data)
+            found = operator @ torch.ones(operator.dimension)
+        torch.testing.assert_close(found, expected @ torch.ones(operator.dimension))
+
+
+def test_data_parallel_and_compiled_wrappers_are_looked_behind(data: tuple[Tensor, Tensor]) -> None:
+    # Neither can be differentiated twice itself; compiling is lazy, and never happens here.
+    model = Tied()
+    expected = HessianOperator(model, functional.cross_entropy, data) @ torch.ones(28)
+    for wrapped in (nn.DataParallel(model), torch.compile(model)):
+        for dtype in (None, torch.float64):
+            operator = HessianOperator(wrapped, functional.cross_entropy, data, dtype=dtype)
+            torch.testing.assert_close((operator @ torch.ones(28)).float(), expected)
+
+
+def test_parameter_that_was_replaced_is_followed(data: tuple[Tensor, Tensor]) -> None:
+    # Once wrong: the old tensor is no longer used by the network, and the product is silently zero.
+    model = plain()
+    operator = HessianOperator(model, functional.cross_entropy, data, rule="fresh")
+    _ = operator @ torch.ones(35)
+    model[2].weight = nn.Parameter(torch.randn(3, 5))
+    expected = HessianOperator(model, functional.cross_entropy, data, rule="fresh") @ torch.ones(35)
+    assert torch.equal(operator @ torch.ones(35), expected)
+    assert operator.parameters[1] is model[2].weight
+
+
+@pytest.mark.parametrize("rule", ["mlp", "retained", "fresh"])
+def test_changed_buffers_are_noticed(data: tuple[Tensor, Tensor], rule: str) -> None:
+    model = plain() if rule == "mlp" else nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    operator = HessianOperator(model, functional.cross_entropy, data, rule=rule)
+    _ = operator @ torch.ones(35)
+    with torch.no_grad():
+        (model[0].bias if rule == "mlp" else model[1].running_var).add_(1)
+    expected = HessianOperator(model, functional.cross_entropy, data, rule=rule) @ torch.ones(35)
+    torch.testing.assert_close(operator @ torch.ones(35), expected)
+
+
+@pytest.mark.parametrize("targets", [1, 3])
+def test_inputs_may_be_nested(data: tuple[Tensor, Tensor], targets: int) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, inputs: dict[str, list[Tensor]]) -> Tensor:
+            return self.layer(inputs["x"][0])
+
+    model = Named()
+    expected = HessianOperator(model.layer, functional.cross_entropy, data).dense()
+    batches = [({"x": [x]}, y) for x, y in zip(data[0].split(6 * targets), data[1].split(6 * targets), strict=True)]
+    for dtype, rule in ((None, "auto"), (None, "fresh"), (torch.float64, "retained")):
+        operator = HessianOperator(model, functional.cross_entropy, batches, dtype=dtype, rule=rule)
+        torch.testing.assert_close(operator.dense(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("rule", ["auto", "retained", "fresh"])
+def test_gpu_agrees_with_cpu_and_takes_data_from_it(image_data: tuple[Tensor, Tensor], rule: str) -> None:
+    model, vector = conv(), torch.randn(114)
+    expected = HessianOperator(model, functional.cross_entropy, image_data) @ vector
+    operator = HessianOperator(model.cuda(), functional.cross_entropy, image_data, rule=rule)
+    found = operator @ vector
+    assert found.device.type == operator.device.type == "cuda"
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-5)

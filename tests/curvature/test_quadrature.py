@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunelimit.curvature import gauss_rule, lanczos, radau_rule
+from prunelimit.curvature import Spectrum, Tridiagonal, gauss_rule, lanczos, radau_rule
+from prunelimit.curvature.quadrature import squared
 
 Operator = Callable[[Tensor], object]
 
@@ -121,3 +122,54 @@ def test_radau_at_a_ritz_value_is_the_gauss_rule() -> None:
 def test_rule_of_one_step_is_the_rayleigh_quotient() -> None:
     nodes, weights = gauss_rule(np.array([2.5]), np.array([0.7]))
     assert (nodes.tolist(), weights.tolist()) == ([2.5], [1.0])
+
+
+@given(seed=st.integers(0, 10**6), steps=st.integers(1, 9))
+def test_squared_is_lanczos_with_the_square(matrix_operator: Operator, seed: int, steps: int) -> None:
+    eigenvalues, weights = problem(seed, 30)
+    alpha, beta = coefficients(matrix_operator, eigenvalues, weights, steps)
+    diagonal, coupling = squared(Tridiagonal(alpha, beta))
+    expected = coefficients(matrix_operator, eigenvalues**2, weights, (steps + 1) // 2)
+    assert len(coupling) == steps // 2
+    np.testing.assert_allclose(diagonal, expected[0], atol=1e-9)
+    np.testing.assert_allclose(coupling, expected[1][: len(coupling)], atol=1e-9)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    steps=st.integers(1, 25),
+    zeros=st.integers(0, 20),
+    mu=st.floats(1e-6, 10),
+    skew=st.floats(0, 1),
+)
+def test_rules_of_the_square_enclose_the_truth_for_any_signs(
+    matrix_operator: Operator, seed: int, steps: int, zeros: int, mu: float, skew: float
+) -> None:
+    eigenvalues, weights = problem(seed, 40, -2.0 * skew, 2.0)
+    eigenvalues[:zeros] = 0
+    found = Tridiagonal(*coefficients(matrix_operator, eigenvalues, weights, steps))
+    exact = float(weights @ (np.abs(eigenvalues) / (np.abs(eigenvalues) + mu)))
+    spectrum = Spectrum(10**12, (found,))  # so large that the probe has no noise
+    _, low, high = spectrum.effective_dimension(mu)
+    slack = 1e-6
+    assert low / 10**12 - slack <= exact <= high / 10**12 + slack
+
+
+def test_gauss_rule_of_an_indefinite_matrix_may_fall_below_the_truth(matrix_operator: Operator) -> None:
+    # Why the square is needed: for PSD matrices Gauss is an upper bound, here it is none.
+    below = 0
+    for seed in range(40):
+        eigenvalues, weights = problem(seed, 60)
+        nodes, shares = gauss_rule(*coefficients(matrix_operator, eigenvalues, weights, 7))
+        exact = weights @ (np.abs(eigenvalues) / (np.abs(eigenvalues) + 0.1))
+        below += shares @ (np.abs(nodes) / (np.abs(nodes) + 0.1)) < exact - 1e-6
+    assert below > 5
+
+
+def test_squared_of_a_complete_krylov_space_is_complete(matrix_operator: Operator) -> None:
+    found = Tridiagonal(*coefficients(matrix_operator, np.array([-1.0, 1.0, 2.0]), np.array([0.25, 0.25, 0.5]), 3))
+    diagonal, coupling = squared(found)
+    assert coupling[-1] == 0
+    nodes, weights = gauss_rule(diagonal, coupling)
+    np.testing.assert_allclose(nodes, [1, 4], atol=1e-10)
+    np.testing.assert_allclose(weights, [0.5, 0.5], atol=1e-10)

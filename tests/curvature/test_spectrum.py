@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunelimit.curvature import Spectrum, Tridiagonal, spectrum
+from prunelimit.curvature import Spectrum, Tridiagonal, quadrature, spectrum
 from prunelimit.errors import PruneLimitError
 
 Operator = Callable[[Tensor], object]
@@ -52,16 +53,19 @@ def test_interval_covers_the_truth_over_many_seeds(operator: object, mu: float) 
 
 def test_interval_is_not_idle(operator: object) -> None:
     # An interval from 0 to D would cover too.
-    _, low, high = spectrum(operator, steps=40).effective_dimension(0.03)
+    found = spectrum(operator, steps=40)
+    _, low, high = found.effective_dimension(0.03)
+    assert high - low < 0.25 * len(EIGENVALUES)
+    _, low, high = found.effective_dimension(0.03, bounds="tail")
     assert high - low < 0.15 * len(EIGENVALUES)
 
 
 def test_more_probes_narrow_the_interval(operator: object) -> None:
     widths = []
     for probes in (1, 16):
-        _, low, high = spectrum(operator, steps=60, probes=probes).effective_dimension(0.03)
+        _, low, high = spectrum(operator, steps=150, probes=probes).effective_dimension(0.03)
         widths.append(float(high - low))
-    # The rule is converged after 60 steps, so only the probes' noise is left, and it falls with their root.
+    # The rule is converged after 150 steps, so only the probes' noise is left, and it falls with their root.
     assert widths[1] == pytest.approx(widths[0] / 4, rel=0.2)
 
 
@@ -136,7 +140,9 @@ def test_probes_use_consecutive_seeds(operator: object) -> None:
 def test_low_rank_matrix_with_few_steps_is_exact_for_its_probe(matrix_operator: Operator) -> None:
     # Once wrong: the Krylov space is complete, yet the incomplete rules before it are averaged in.
     eigenvalues = torch.cat([torch.tensor([1.0, 10.0, 1000.0]), torch.zeros(97)]).double()
-    found = spectrum(matrix_operator(torch.diag(eigenvalues)), steps=30)
+    basis = torch.linalg.qr(torch.randn(100, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    matrix = basis * eigenvalues @ basis.T
+    found = spectrum(matrix_operator((matrix + matrix.T) / 2), steps=30)
     assert found.steps == 4
     gauss, tail = (float(found.effective_dimension(0.5, rule)[0]) for rule in ("gauss", "tail"))
     assert tail == pytest.approx(gauss, rel=1e-6)
@@ -178,3 +184,126 @@ def test_unknown_rule_is_refused(found: Spectrum) -> None:
 def test_no_probes_are_refused(operator: object, probes: int) -> None:
     with pytest.raises(PruneLimitError, match=f"probes={probes}"):
         spectrum(operator, probes=probes)
+
+
+@pytest.mark.parametrize("bounds", ["certified", "tail"])
+def test_more_steps_narrow_the_interval(operator: object, bounds: str) -> None:
+    found = spectrum(operator, steps=120, probes=4)
+    widths = []
+    for steps in (20, 50, 120):
+        _, low, high = found.truncated(steps).effective_dimension(0.03, bounds=bounds)
+        widths.append(float(high - low))
+    assert widths[0] > widths[1] > widths[2]
+
+
+def test_zero_rows_are_found_from_the_first_product_and_cost_nothing(matrix_operator: Operator) -> None:
+    operator = matrix_operator(torch.diag(EIGENVALUES))
+    found = spectrum(operator, steps=30, seed=3)
+    assert (found.nullity, found.active, found.dimension) == (200, 200, 400)
+    assert len(operator.seen) == 30
+    assert all(bool((vector[:200] == 0).all()) for vector in operator.seen[1:])
+
+
+def test_known_null_space_takes_the_noise_of_the_probes_with_it(matrix_operator: Operator) -> None:
+    # A random basis hides the zeros from the rows; without them in the dimension the same probe is worth less.
+    basis = torch.linalg.qr(torch.randn(400, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    matrix = basis * EIGENVALUES @ basis.T
+    hidden = spectrum(matrix_operator((matrix + matrix.T) / 2), steps=150)
+    known = spectrum(matrix_operator(torch.diag(EIGENVALUES)), steps=150)
+    assert (hidden.nullity, known.nullity) == (0, 200)
+    widths = []
+    for found in (hidden, known):
+        _, low, high = found.effective_dimension(0.03)
+        assert low <= exact_dimension(EIGENVALUES, 0.03) <= high
+        widths.append(high - low)
+    assert widths[1] < widths[0]
+
+
+def test_nullity_counts_eigenvalues_that_were_left_out_beforehand(matrix_operator: Operator) -> None:
+    whole = spectrum(matrix_operator(torch.diag(EIGENVALUES[200:])), steps=80, nullity=200)
+    assert whole.dimension == 400
+    value, low, high = whole.effective_dimension(0.03)
+    assert low <= exact_dimension(EIGENVALUES, 0.03) <= high
+    assert float(value) == float(spectrum(matrix_operator(torch.diag(EIGENVALUES[200:])), steps=80).effective_dimension(0.03)[0])
+
+
+def test_probes_side_by_side_are_the_probes_one_by_one(
+    operator: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = spectrum(operator, steps=12, probes=3)
+    monkeypatch.setattr(quadrature, "free_memory", lambda device: 400 * 12 * 8 * 1.5)
+    apart = spectrum(operator, steps=12, probes=3)
+    for one, other in zip(together.probes, apart.probes, strict=True):
+        np.testing.assert_allclose(other.alpha, one.alpha, atol=1e-10)
+
+
+def test_basis_that_does_not_fit_is_refused_beforehand(operator: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quadrature, "free_memory", lambda device: 2e4)
+    with pytest.raises(PruneLimitError, match="steps=64 needs .* low_memory=True"):
+        spectrum(operator)
+    assert spectrum(operator, low_memory=True, steps=3).steps == 3
+
+
+def test_low_memory_integrates_as_well(operator: object) -> None:
+    exact = exact_dimension(EIGENVALUES, 0.03)
+    full, lean = (spectrum(operator, steps=120, probes=8, low_memory=flag) for flag in (False, True))
+    assert float(lean.effective_dimension(0.03)[0]) == pytest.approx(float(full.effective_dimension(0.03)[0]), rel=0.02)
+    assert lean.effective_dimension(0.03)[1] <= exact <= lean.effective_dimension(0.03)[2]
+
+
+def test_folder_continues_instead_of_repeating(matrix_operator: Operator, tmp_path: Path) -> None:
+    whole = spectrum(matrix_operator(torch.diag(EIGENVALUES)), steps=40, probes=2)
+    spectrum(matrix_operator(torch.diag(EIGENVALUES)), steps=25, probes=2, folder=tmp_path)
+    operator = matrix_operator(torch.diag(EIGENVALUES))
+    again = spectrum(operator, steps=40, probes=2, folder=tmp_path)
+    assert len(operator.seen) == 15
+    for one, other in zip(whole.probes, again.probes, strict=True):
+        np.testing.assert_allclose(other.alpha, one.alpha, atol=1e-12)
+        np.testing.assert_allclose(other.beta, one.beta, atol=1e-12)
+    fewer = spectrum(operator, steps=10, probes=2, folder=tmp_path)
+    assert fewer.steps == 10
+    assert len(operator.seen) == 15
+
+
+def test_folder_survives_what_stops_the_process(matrix_operator: Operator, tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    stopped = matrix_operator(torch.diag(EIGENVALUES))
+
+    def each() -> None:
+        if len(stopped.seen) == 23:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        spectrum(stopped, steps=40, folder=tmp_path, each=each)
+    operator = matrix_operator(torch.diag(EIGENVALUES))
+    found = spectrum(operator, steps=40, folder=tmp_path)
+    assert len(operator.seen) == 40 - 23
+    np.testing.assert_allclose(found.probes[0].alpha, spectrum(operator, steps=40).probes[0].alpha, atol=1e-12)
+
+
+def test_vectors_of_a_save_that_was_cut_off_are_written_again(matrix_operator: Operator, tmp_path: Path) -> None:
+    spectrum(matrix_operator(torch.diag(EIGENVALUES)), steps=10, folder=tmp_path)
+    basis = next(tmp_path.rglob("basis.bin"))
+    with basis.open("ab") as file:
+        file.write(b"half a vector")
+    operator = matrix_operator(torch.diag(EIGENVALUES))
+    found = spectrum(operator, steps=20, folder=tmp_path)
+    again = spectrum(operator, steps=25, folder=tmp_path)
+    whole = spectrum(matrix_operator(torch.diag(EIGENVALUES)), steps=25)
+    np.testing.assert_allclose(again.probes[0].alpha, whole.probes[0].alpha, atol=1e-12)
+    np.testing.assert_allclose(found.probes[0].alpha, whole.probes[0].alpha[:20], atol=1e-12)
+
+
+def test_low_memory_cannot_be_continued(operator: object, tmp_path: Path) -> None:
+    with pytest.raises(PruneLimitError, match="low_memory=True"):
+        spectrum(operator, low_memory=True, folder=tmp_path)
+
+
+def test_progress_tells_memory_and_what_is_known(operator: object, capsys: pytest.CaptureFixture[str]) -> None:
+    spectrum(operator, steps=4, progress=True, watch=lambda found: {"steps known": found.steps})
+    lines = capsys.readouterr().err
+    assert "basis of 0.00 GiB" in lines
+    assert "Lanczos, probe 1 of 1: 4/4" in lines
+    assert "steps known 4" in lines

@@ -1,108 +1,19 @@
-"""Data frames in, matplotlib figures out; one style, and a text equivalent for every picture."""
+"""Figures of the limit: data frames in, matplotlib figures out, and a text equivalent for every picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
-import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+
+from prunelimit.figures.style import COLOURS, LABELS, LINES, new_figure, percent_axis
 
 if TYPE_CHECKING:
     from prunelimit.experiments.frames import Cell
     from prunelimit.limit import PruningLimit
-
-#: One colour per meaning, the same in every figure; the palette is safe for the colour-blind.
-COLOURS = dict(
-    zip(
-        ("formula", "directional", "measured", "fine_tuned", "accuracy", "loss"),
-        (sns.color_palette("colorblind")[i] for i in (0, 2, 3, 4, 1, 7)),
-        strict=True,
-    )
-)
-LINES = {"formula": "-", "directional": "--", "measured": "-.", "fine_tuned": ":"}
-LABELS = {
-    "formula": "predicted: formula",
-    "directional": "predicted: directional",
-    "measured": "measured: one-shot, loss within ε",
-    "fine_tuned": "measured: fine-tuned",
-}
-
-STYLE: dict[Any, Any] = {
-    "figure.dpi": 110,
-    "savefig.dpi": 150,
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "svg.hashsalt": "prunelimit",  # equal figures become equal files
-}
-
-
-def new_figure(rows: int = 1, columns: int = 1, width: float = 4.4, height: float = 3.3) -> tuple[Figure, np.ndarray]:
-    """Start a figure in the book's style.
-
-    Args:
-        rows: Rows of panels.
-        columns: Columns of panels.
-        width: Width of a panel in inches.
-        height: Height of a panel in inches.
-
-    Returns:
-        The figure and its axes, always as a two-dimensional array.
-    """
-    with mpl.rc_context({**sns.axes_style("ticks"), **STYLE}):
-        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.grid(alpha=0.25, linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def show(figure: Figure, alt: str) -> None:
-    """Display a figure in a notebook together with its text equivalent.
-
-    Args:
-        figure: The figure.
-        alt: What the figure shows, for readers who cannot see it; it becomes the image's alternative text in the book.
-    """
-    from io import BytesIO
-
-    from IPython.display import Image, display
-
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=STYLE["savefig.dpi"])
-    width = int(figure.get_figwidth() * 100)
-    display(Image(buffer.getvalue(), width=width, alt=alt), metadata={"alt": alt})
-
-
-def as_svg(figure: Figure, title: str) -> bytes:
-    """Render a figure as SVG: the same bytes for the same figure.
-
-    Args:
-        figure: The figure.
-        title: Its text equivalent, kept in the file.
-
-    Returns:
-        The file's content.
-    """
-    from io import BytesIO
-
-    buffer = BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Title": title})
-    return buffer.getvalue()
-
-
-def _percent(axis: Axes, which: str = "x") -> None:
-    getattr(axis, f"{which}axis").set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 def _draw_crossing(axis: Axes, limit: PruningLimit) -> None:
@@ -111,7 +22,7 @@ def _draw_crossing(axis: Axes, limit: PruningLimit) -> None:
     axis.plot(curve.sparsity, curve.removable, color=COLOURS["formula"], label="removable at distance R(s)")
     axis.fill_between(curve.sparsity, curve.low, curve.high, color=COLOURS["formula"], alpha=0.2, linewidth=0)
     axis.plot([limit.sparsity], [limit.sparsity], "o", color="black", label=f"predicted limit {limit.sparsity:.1%}")
-    _percent(axis, "y")
+    percent_axis(axis, "y")
     axis.set_ylabel("fraction of weights")
 
 
@@ -134,7 +45,7 @@ def plot_limit(limit: PruningLimit) -> Figure:
         axis.axvline(limit.sparsity, color="black", linewidth=1, label=f"limit {limit.sparsity:.1%}")
         axis.set_yscale("symlog", linthresh=limit.epsilon)
         axis.set_ylabel("rise (nats)")
-    _percent(axis)
+    percent_axis(axis)
     axis.set_xlabel("sparsity s (fraction removed)")
     axis.legend()
     return figure
@@ -176,7 +87,7 @@ def plot_sweeps(sweeps: pd.DataFrame, limits: pd.DataFrame) -> Figure:
             low, high = grouped["mean"] - grouped["std"], grouped["mean"] + grouped["std"]
             axis.fill_between(grouped.sparsity, low, high, color=COLOURS[name], alpha=0.25, linewidth=0)
             _mark_limits(axis, row, ("formula", "directional", "measured", "fine_tuned"))
-            _percent(axis)
+            percent_axis(axis)
             axis.set_xlabel("sparsity (fraction removed)")
             axis.set_xlim(max(0.0, float(row[["measured", "formula"]].min().min()) - 0.35), 1.0)
         right.axhline((row.train_loss + row.epsilon).mean(), color="0.4", linestyle=(0, (1, 1)), linewidth=1)
@@ -184,7 +95,7 @@ def plot_sweeps(sweeps: pd.DataFrame, limits: pd.DataFrame) -> Figure:
             right.set_yscale("log")
         right.set_ylabel("training loss (nats)")
         left.set_ylabel("test accuracy, no retraining")
-        _percent(left, "y")
+        percent_axis(left, "y")
         left.set_title(title, loc="left")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
@@ -240,7 +151,7 @@ def plot_radius(cells: Sequence[Cell]) -> Figure:
         axis.set_title(title, loc="left")
         axis.set_xlabel("distance R = ‖w* − w(s)‖")
         axis.set_ylabel("fraction of weights")
-        _percent(axis, "y")
+        percent_axis(axis, "y")
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -268,7 +179,7 @@ def _draw_marks(axis: Axes, limits: pd.DataFrame) -> None:
     axis.set_yticks([-level for level in range(len(titles))], [title.replace(" on ", "\non ") for title in titles])
     axis.set_ylim(-len(titles) + 0.45, 0.55)
     axis.grid(visible=False, axis="y")
-    _percent(axis)
+    percent_axis(axis)
     axis.set_xlabel("sparsity (fraction removed)")
 
 
@@ -301,7 +212,7 @@ def plot_cover(limit: PruningLimit, title: str, limits: pd.DataFrame) -> Figure:
     figure, axes = new_figure(1, 2, width=5.4, height=4.1)
     left, right = axes[0]
     _draw_crossing(left, limit)
-    _percent(left)
+    percent_axis(left)
     left.set_xlabel("sparsity s (fraction removed)")
     left.set_title(title, loc="left")
     _draw_marks(right, limits)

@@ -1,0 +1,218 @@
+"""The networks and data of the comparisons: trained for a stated number of iterations, so that none is an initialisation."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import itertools
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prunelimit.datasets import load_dataset
+from prunelimit.files import atomic_file, cache_folder, make_folder
+from prunelimit.models import build_model, cifar_resnet, mlp, prunable_names
+
+BATCH, MOMENTUM = 128, 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What determines a problem.
+
+    Attributes:
+        dataset: Name of the data set; the training images are used.
+        network: A name of ``build_model``, ``"mlp a-b-c"`` or ``"resnet depth-width"``.
+        examples: Images behind the curvature, N.
+        iterations: Training iterations of SGD with momentum 0.9, batches of 128 and no augmentation.
+        lr: Learning rate.
+        pool: Images are averaged over squares of this width.
+        seed: Seed of the weights, of the order of batches and of the choice of images.
+    """
+
+    dataset: str
+    network: str
+    examples: int
+    iterations: int
+    lr: float
+    pool: int = 1
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """Name of what is cached for this setting."""
+        parts = {k: v for k, v in dataclasses.asdict(self).items() if k != "examples"}
+        return hashlib.sha256(f"{parts} {BATCH} {MOMENTUM} {torch.__version__}".encode()).hexdigest()[:16]
+
+
+PROBLEMS = {
+    "fc5": Setting("cifar10", "fc5", 2000, 200, 0.01),
+    "resnet20": Setting("cifar10", "resnet20", 2000, 200, 0.1),
+    "mlp-small": Setting("digits", "mlp 64-64-32-10", 1000, 1000, 0.05),
+    "resnet-small": Setting("cifar10", "resnet 8-5", 1000, 400, 0.1, pool=4),
+    "quick-mlp": Setting("digits", "mlp 64-16-10", 200, 40, 0.05),
+    "quick-resnet": Setting("digits", "resnet 8-2", 100, 10, 0.05),
+}
+
+
+@dataclasses.dataclass
+class Problem:
+    """A trained network with the data of its loss.
+
+    Attributes:
+        name: Its name in ``PROBLEMS``.
+        model: The network, in evaluation mode; only the prunable weights require gradients.
+        loss_fn: Mean cross entropy.
+        inputs: ``(N, C, H, W)`` normalised images.
+        targets: ``(N,)`` labels.
+        setting: What determined it.
+    """
+
+    name: str
+    model: nn.Module
+    loss_fn: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    setting: Setting
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The prunable weights, the same for every method."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    @property
+    def dimension(self) -> int:
+        """Number of prunable weights, D."""
+        return sum(p.numel() for p in self.parameters)
+
+    def fresh(self) -> Problem:
+        """Give a method a network of its own, which it may leave in any state."""
+        return dataclasses.replace(self, model=copy.deepcopy(self.model))
+
+    def first(self, examples: int) -> Problem:
+        """Keep the first so many images."""
+        return dataclasses.replace(self, inputs=self.inputs[:examples], targets=self.targets[:examples])
+
+    def batches(self, rows: int) -> list[tuple[Tensor, Tensor]]:
+        """Cut the data into batches."""
+        return list(zip(self.inputs.split(rows), self.targets.split(rows), strict=True))
+
+    def about(self) -> dict[str, Any]:
+        """Describe the problem for a record."""
+        with torch.no_grad():
+            outputs = torch.cat([self.model(inputs) for inputs, _ in self.batches(500)])
+        return {
+            **dataclasses.asdict(self.setting),
+            "examples": len(self.targets),
+            "dimension": self.dimension,
+            "loss": float(self.loss_fn(outputs, self.targets)),
+            "accuracy": float((outputs.argmax(1) == self.targets).double().mean()),
+            "training": f"{self.setting.iterations} iterations of SGD, momentum {MOMENTUM}, batches of {BATCH}",
+        }
+
+
+def images(setting: Setting) -> tuple[Tensor, Tensor]:
+    """Load all training images of a setting, normalised and pooled."""
+    inputs, targets = load_dataset(setting.dataset).on_device("train").tensors()
+    return (functional.avg_pool2d(inputs, setting.pool) if setting.pool > 1 else inputs), targets
+
+
+def _network(setting: Setting, shape: tuple[int, int, int]) -> nn.Module:
+    kind, _, sizes = setting.network.partition(" ")
+    numbers = [int(size) for size in sizes.split("-") if size]
+    torch.manual_seed(setting.seed)
+    if kind == "mlp":
+        return mlp(numbers)
+    if kind == "resnet":
+        return cifar_resnet(numbers[0], numbers[1], shape[0], 10)
+    return build_model(kind, input_shape=shape, seed=setting.seed)
+
+
+def _train(model: nn.Module, setting: Setting, inputs: Tensor, targets: Tensor) -> None:
+    generator = torch.Generator().manual_seed(setting.seed)
+    optimiser = torch.optim.SGD(model.parameters(), setting.lr, MOMENTUM)
+    model.train()
+    for _ in range(setting.iterations):
+        chosen = torch.randint(len(targets), (BATCH,), generator=generator)
+        optimiser.zero_grad()
+        functional.cross_entropy(model(inputs[chosen]), targets[chosen]).backward()
+        optimiser.step()
+    optimiser.zero_grad()
+
+
+def load_problem(name: str) -> Problem:
+    """Make a problem; its network is trained the first time and cached.
+
+    Args:
+        name: A key of ``PROBLEMS``.
+
+    Returns:
+        The problem.
+    """
+    setting = PROBLEMS[name]
+    inputs, targets = images(setting)
+    model = _network(setting, tuple(inputs.shape[1:]))
+    path = make_folder(cache_folder() / "benchmarks") / f"{setting.key}.safetensors"
+    if path.is_file():
+        model.load_state_dict(safetensors.torch.load_file(path))
+    else:
+        _train(model, setting, inputs, targets)
+        with atomic_file(path) as temporary:
+            safetensors.torch.save_file(model.state_dict(), temporary)
+    chosen = torch.randperm(len(targets), generator=torch.Generator().manual_seed(setting.seed))[: setting.examples]
+    return frozen(Problem(name, model, nn.CrossEntropyLoss(), inputs[chosen].clone(), targets[chosen].clone(), setting))
+
+
+def frozen(problem: Problem) -> Problem:
+    """Leave only the prunable weights to differentiate by, so that every method multiplies by the same matrix."""
+    names = set(prunable_names(problem.model))
+    for name, p in problem.model.named_parameters():
+        p.requires_grad_(name in names)
+    problem.model.eval()
+    return problem
+
+
+def wide_mlp(parameters: float, examples: int) -> Problem:
+    """Make an MLP on CIFAR-10 with two equal hidden layers and about so many prunable weights, trained for 10 iterations."""
+    base = Setting("cifar10", "", examples, 10, 0.01)
+    inputs, targets = images(base)
+    width = int((np.sqrt(3082.0**2 + 4 * parameters) - 3082) / 2)
+    setting = dataclasses.replace(base, network="mlp " + "-".join(map(str, (3072, width, width, 10))))
+    model = _network(setting, tuple(inputs.shape[1:]))
+    _train(model, setting, inputs, targets)
+    chosen = slice(examples)
+    found = Problem(setting.network, model, nn.CrossEntropyLoss(), inputs[chosen].clone(), targets[chosen], setting)
+    return frozen(found)
+
+
+def dense_eigenvalues(problem: Problem) -> np.ndarray:
+    """Compute all eigenvalues of the Hessian in float64, by products with all unit vectors; cached.
+
+    The products are double backward passes written out here, so that the truth does not come from what is measured.
+    """
+    about = f"{problem.setting.key} {len(problem.targets)}"
+    path = make_folder(cache_folder() / "benchmarks") / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.npy"
+    if path.is_file():
+        return np.load(path)
+    model = copy.deepcopy(problem.model).double()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    loss = problem.loss_fn(model(problem.inputs.double()), problem.targets)
+    slope = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, create_graph=True)])
+    rows = [
+        torch.cat([h.flatten() for h in torch.autograd.grad(entry, parameters, retain_graph=True)]) for entry in slope
+    ]
+    matrix = torch.stack(rows)
+    eigenvalues = torch.linalg.eigvalsh((matrix + matrix.T) / 2).numpy()
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, eigenvalues)
+    return eigenvalues
+
+
+def pairs(values: list[Any]) -> list[tuple[Any, Any]]:
+    """Pair each entry with the next."""
+    return list(itertools.pairwise(values))

@@ -1,0 +1,112 @@
+"""The spectrum of a trained network, from samples of several sizes: how far the formula's number is resolved."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from prunelimit.curvature import HessianOperator, Spectrum, spectrum
+from prunelimit.curvature.reduce import reduce_mlp
+from prunelimit.datasets import load_dataset
+from prunelimit.experiments.runner import OutOfTime, round_significant
+from prunelimit.experiments.specs import CurvatureSpec
+from prunelimit.experiments.store import load_record, provenance, save_record
+from prunelimit.files import cache_folder
+from prunelimit.limit import CURVE_POINTS, default_epsilon, formula_limit
+from prunelimit.pruning.magnitude import MagnitudePath
+from prunelimit.threads import suited_threads
+from prunelimit.training import evaluate, train
+
+EXPERIMENT = "curvature"
+
+
+def run_curvature(
+    spec: CurvatureSpec,
+    *,
+    label: dict[str, str] | None = None,
+    device: str = "cpu",
+    deadline: float | None = None,
+    progress: bool | None = None,
+) -> dict[str, Any] | None:
+    """Make the record of one spectrum, or return the one there is.
+
+    The Lanczos process lies in the cache folder: a run that was stopped goes on from its last product, and a spec that
+    differs by more steps continues the process of the one with fewer.
+
+    Args:
+        spec: What to run.
+        label: Task and profile that the spec stands for; kept in the record for people.
+        device: Where to run.
+        deadline: Value of ``time.monotonic()`` after which no product is begun.
+        progress: Whether to show progress.
+
+    Returns:
+        The record, or ``None`` if the deadline passed.
+    """
+    if found := load_record(EXPERIMENT, spec):
+        return found
+    dataset = load_dataset(spec.train.dataset)
+    trained = train(spec.train, device=device, dataset=dataset, deadline=deadline, progress=progress)
+    if len(trained.history) < spec.train.epochs:
+        return None
+    data, model = dataset.on_device("train", device, spec.train.train_size), trained.model
+    begun = time.monotonic()
+    with suited_threads(model):
+        path = MagnitudePath(model)
+        epsilon = default_epsilon(model, cross_entropy, list(data.batches(128)))
+        dense = evaluate(model, data)
+        generator = torch.Generator().manual_seed(spec.train.seed)
+        sample = data.tensors(spec.examples, None if spec.examples is None else generator)
+        reduced = reduce_mlp(model, sample)
+        operator = (
+            HessianOperator(model, cross_entropy, sample)
+            if reduced is None
+            else HessianOperator(reduced.model, cross_entropy, reduced.batches, prunable=reduced.prunable)
+        )
+
+        def watch(known: Spectrum) -> dict[str, Any]:
+            limit = formula_limit(known, path.distance, epsilon)
+            return {"limit": f"{limit.interval[0]:.4f} to {limit.interval[1]:.4f}"}
+
+        def each() -> None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise OutOfTime
+
+        process = dataclasses.replace(spec, steps=1).hash  # the same whatever the number of steps
+        try:
+            found = spectrum(
+                operator,
+                steps=spec.steps,
+                probes=spec.probes,
+                seed=spec.train.seed,
+                nullity=0 if reduced is None else reduced.nullity,
+                folder=cache_folder() / "lanczos" / process,
+                progress=progress,
+                watch=watch,
+                each=each,
+            )
+        except OutOfTime:
+            return None
+        source = provenance(device, torch.get_num_threads())
+    record = {
+        "label": label or {},
+        "data": dataset.digests,
+        "provenance": source,
+        "seconds": {"spectrum": round(time.monotonic() - begun, 2)},
+        "dense": {"train_loss": dense[0], "train_accuracy": dense[1]},
+        "epsilon": epsilon,
+        "total": path.total,
+        "radius": round_significant(path.distance[np.linspace(0, path.total, CURVE_POINTS + 1).round().astype(int)]),
+        "examples": operator.examples,
+        "products": operator.products,
+        "reduced": None if reduced is None else {"inputs": list(reduced.inputs), "dead": list(reduced.dead)},
+        "spectrum": found.to_dict(),
+    }
+    save_record(EXPERIMENT, spec, record)
+    return json.loads(json.dumps(record))

@@ -1,0 +1,100 @@
+"""The style that every figure shares, and how a figure gets onto a page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+#: One colour per meaning, the same in every figure; the palette is safe for the colour-blind.
+COLOURS = dict(
+    zip(
+        ("formula", "directional", "measured", "fine_tuned", "accuracy", "loss"),
+        (sns.color_palette("colorblind")[i] for i in (0, 2, 3, 4, 1, 7)),
+        strict=True,
+    )
+)
+LINES = {"formula": "-", "directional": "--", "measured": "-.", "fine_tuned": ":"}
+LABELS = {
+    "formula": "predicted: formula",
+    "directional": "predicted: directional",
+    "measured": "measured: one-shot, loss within ε",
+    "fine_tuned": "measured: fine-tuned",
+}
+
+STYLE: dict[Any, Any] = {
+    "figure.dpi": 110,
+    "savefig.dpi": 150,
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.hashsalt": "prunelimit",  # equal figures become equal files
+}
+
+
+def new_figure(rows: int = 1, columns: int = 1, width: float = 4.4, height: float = 3.3) -> tuple[Figure, np.ndarray]:
+    """Start a figure in the book's style.
+
+    Args:
+        rows: Rows of panels.
+        columns: Columns of panels.
+        width: Width of a panel in inches.
+        height: Height of a panel in inches.
+
+    Returns:
+        The figure and its axes, always as a two-dimensional array.
+    """
+    with mpl.rc_context({**sns.axes_style("ticks"), **STYLE}):
+        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure in a notebook together with its text equivalent.
+
+    Args:
+        figure: The figure.
+        alt: What the figure shows, for readers who cannot see it; it becomes the image's alternative text in the book.
+    """
+    from io import BytesIO
+
+    from IPython.display import Image, display
+
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=STYLE["savefig.dpi"])
+    width = int(figure.get_figwidth() * 100)
+    display(Image(buffer.getvalue(), width=width, alt=alt), metadata={"alt": alt})
+
+
+def as_svg(figure: Figure, title: str) -> bytes:
+    """Render a figure as SVG: the same bytes for the same figure.
+
+    Args:
+        figure: The figure.
+        title: Its text equivalent, kept in the file.
+
+    Returns:
+        The file's content.
+    """
+    from io import BytesIO
+
+    buffer = BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Title": title})
+    return buffer.getvalue()
+
+
+def percent_axis(axis: Axes, which: str = "x") -> None:
+    """Write an axis of fractions in per cent."""
+    getattr(axis, f"{which}axis").set_major_formatter(PercentFormatter(1, decimals=0))

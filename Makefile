@@ -18,8 +18,14 @@ INDEX     = $(or $(PIP_INDEX_URL),$(call setting,global.index-url))
 export PATH := $(abspath $(BIN)):$(PATH)
 READY := $(VENV)/.ready
 DEV   := $(VENV)/.dev
+BENCH := $(VENV)/.bench
 
-.PHONY: book test test-all lint serve clean
+# The extra "bench" by name and without dependencies: one of them asks for torchvision, which nothing here uses and whose
+# wheels are tied to one build of torch.
+COMPETITORS = pyhessian curvlinops-for-pytorch backpack-for-pytorch einconv einops jaxtyping linear-operator opt-einsum \
+              unfoldnd wadler-lindig
+
+.PHONY: book test test-all lint serve benchmark clean
 
 book: $(READY)
 	@$(BIN)/prunelimit book
@@ -33,6 +39,10 @@ test-all: $(READY)
 serve: book
 	@echo "http://127.0.0.1:8000  (Ctrl-C ends)"
 	@$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory _build/html
+
+# Hours on one core, into results/benchmarks. To see that everything runs:   make benchmark BENCHMARK=--quick
+benchmark: $(BENCH)
+	@$(BIN)/python -m benchmarks $(BENCHMARK)
 
 lint: $(DEV)
 	@$(BIN)/ruff check .
@@ -60,4 +70,8 @@ $(READY): pyproject.toml constraints.txt
 
 $(DEV): $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(BENCH): $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(COMPETITORS)
 	@touch $@

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import itertools
 from typing import Any
 
 import numpy as np
@@ -156,7 +155,7 @@ def load_problem(name: str) -> Problem:
     """
     setting = PROBLEMS[name]
     inputs, targets = images(setting)
-    model = _network(setting, tuple(inputs.shape[1:]))
+    model = _network(setting, (inputs.shape[1], inputs.shape[2], inputs.shape[3]))
     path = make_folder(cache_folder() / "benchmarks") / f"{setting.key}.safetensors"
     if path.is_file():
         model.load_state_dict(safetensors.torch.load_file(path))
@@ -177,17 +176,27 @@ def frozen(problem: Problem) -> Problem:
     return problem
 
 
-def wide_mlp(parameters: float, examples: int) -> Problem:
-    """Make an MLP on CIFAR-10 with two equal hidden layers and about so many prunable weights, trained for 10 iterations."""
-    base = Setting("cifar10", "", examples, 10, 0.01)
+def wide_mlp(parameters: float, examples: int, dataset: str) -> Problem:
+    """Make an MLP with two equal hidden layers and about so many prunable weights, trained for 10 iterations.
+
+    Args:
+        parameters: Prunable weights, more than the inputs and outputs have together.
+        examples: Images, N.
+        dataset: Name of the data set.
+
+    Returns:
+        The problem.
+    """
+    base = Setting(dataset, "", examples, 10, 0.01)
     inputs, targets = images(base)
-    width = int((np.sqrt(3082.0**2 + 4 * parameters) - 3082) / 2)
-    setting = dataclasses.replace(base, network="mlp " + "-".join(map(str, (3072, width, width, 10))))
-    model = _network(setting, tuple(inputs.shape[1:]))
+    ends = inputs[0].numel() + 10
+    width = int((np.sqrt(ends**2 + 4 * parameters) - ends) / 2)
+    setting = dataclasses.replace(base, network=f"mlp {ends - 10}-{width}-{width}-10")
+    model = _network(setting, (inputs.shape[1], inputs.shape[2], inputs.shape[3]))
     _train(model, setting, inputs, targets)
-    chosen = slice(examples)
-    found = Problem(setting.network, model, nn.CrossEntropyLoss(), inputs[chosen].clone(), targets[chosen], setting)
-    return frozen(found)
+    rows = slice(examples)
+    chosen = inputs[rows].clone(), targets[rows].clone()
+    return frozen(Problem(setting.network, model, nn.CrossEntropyLoss(), *chosen, setting))
 
 
 def dense_eigenvalues(problem: Problem) -> np.ndarray:
@@ -211,8 +220,3 @@ def dense_eigenvalues(problem: Problem) -> np.ndarray:
     with atomic_file(path) as temporary, open(temporary, "wb") as file:
         np.save(file, eigenvalues)
     return eigenvalues
-
-
-def pairs(values: list[Any]) -> list[tuple[Any, Any]]:
-    """Pair each entry with the next."""
-    return list(itertools.pairwise(values))

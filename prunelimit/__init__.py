@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunelimit.datasets import load_dataset
     from prunelimit.errors import PruneLimitError
-    from prunelimit.limit import PruningLimit, predict_limit
+    from prunelimit.limit import PruningLimit
     from prunelimit.models import build_model
+    from prunelimit.predict import predict_limit
     from prunelimit.pruning import apply_masks, magnitude_masks
     from prunelimit.training import TrainSpec, train
 
@@ -23,7 +24,7 @@ _HOME = {
     "build_model": "models",
     "load_dataset": "datasets",
     "magnitude_masks": "pruning",
-    "predict_limit": "limit",
+    "predict_limit": "predict",
     "train": "training",
 }
 

@@ -65,43 +65,57 @@ def predict(
     ],
     data: Annotated[str, typer.Option(help="Data set, for example digits or cifar10.")],
     arch: Annotated[str, typer.Option(help="Network that FILE.safetensors belongs to, for example fc5.")] = "",
-    method: Annotated[str, typer.Option(help="formula (the theorem), directional, or measured.")] = "formula",
+    method: Annotated[
+        str, typer.Option(help="formula (the theorem), directional, refit (kept weights move), or measured.")
+    ] = "formula",
+    curvature: Annotated[str, typer.Option(help="hessian (absolute eigenvalues), or ggn.")] = "hessian",
     epsilon: Annotated[
         float | None,
         typer.Option(help="Tolerated rise of the training loss in nats. Default: its spread over batches."),
     ] = None,
     steps: Annotated[int, typer.Option(help="Hessian products per probe; more steps narrow the interval.")] = 64,
     probes: Annotated[int, typer.Option(help="Random probes; more probes reduce noise on small networks.")] = 1,
-    examples: Annotated[int, typer.Option(help="Training images to use; 0 for all.")] = 2000,
+    examples: Annotated[int, typer.Option(help="Training images behind the curvature; 0 for all.")] = 2000,
+    low_memory: Annotated[bool, typer.Option("--low-memory", help="Run Lanczos without a basis.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the probes and of the training.")] = 0,
     device: Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
     """Predict how far a network can be pruned.
 
+    Started by torchrun, the processes share the data of every curvature product, and the first one prints.
+
     Example: `prunelimit predict --model fc5-quick --data digits --method directional`
     """
     from torch.nn.functional import cross_entropy
 
+    from prunelimit.curvature.distributed import joined_processes
     from prunelimit.datasets import load_dataset
-    from prunelimit.limit import predict_limit
+    from prunelimit.predict import predict_limit
 
     _check_device(device)
-    dataset = load_dataset(data)
-    network = _load_network(model, arch, dataset, seed, device)
-    split = dataset.on_device("train", device)
-    count = min(examples, len(split)) if examples else len(split)
-    limit = predict_limit(
-        network,
-        cross_entropy,
-        split.tensors(count),
-        epsilon=epsilon,
-        method=method,
-        steps=steps,
-        probes=probes,
-        seed=seed,
-        progress=not as_json,
-    )
+    with joined_processes(device) as rank:
+        dataset = load_dataset(data)
+        network = _load_network(model, arch, dataset, seed, device)
+        split = dataset.on_device("train", device)
+        count = min(examples, len(split)) if examples else len(split)
+        sampled = method == "formula" and count < len(split)
+        limit = predict_limit(
+            network,
+            cross_entropy,
+            split.tensors() if sampled else split.tensors(count),
+            epsilon=epsilon,
+            curvature=curvature,
+            method=method,
+            steps=steps,
+            probes=probes,
+            seed=seed,
+            examples=count if sampled else None,
+            low_memory=low_memory,
+            progress=not as_json and rank == 0,
+        )
+    if rank:
+        return
     if as_json:
         print(json.dumps(limit.to_dict()))
     else:
@@ -216,6 +230,29 @@ def _use_threads(count: int) -> None:
 
     if count:
         torch.set_num_threads(count)
+
+
+@app.command()
+def refit(
+    experiment: Experiment = "all",
+    profile: Profile = "quick",
+    seeds: Seeds = 3,
+    time_budget: Budget = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+) -> None:
+    """Predict the limit if the kept weights are refitted, by trust-region steps; one record per seed.
+
+    Example: `prunelimit refit fc5-cifar10`
+    """
+    from prunelimit.experiments.catalogue import Task
+    from prunelimit.experiments.refit import run_refit
+    from prunelimit.experiments.several import make_records
+
+    options: Any = {"device": _check_device(device), "deadline": _deadline(time_budget)}
+    _use_threads(threads)
+    for name, spec, done in make_records(experiment, profile, seeds, Task.refit_specs, run_refit, **options):
+        say(f"{name}: recorded ({spec.hash})" if done else f"{name}: {OUT_OF_TIME}")
 
 
 @app.command()

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,20 +21,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from prunelimit.curvature.operator import Batches, HessianOperator, LossFunction, as_batches
-from prunelimit.curvature.quadrature import Spectrum, spectrum
-from prunelimit.errors import PruneLimitError, unknown_name
-from prunelimit.path_limits import check_tolerance, dense_loss, directional_limit, measured_limit
-from prunelimit.pruning.magnitude import MagnitudePath, Masks, prunable_parameters
-from prunelimit.pruning.paths import MaskPath, PruningPath
-from prunelimit.refit import refit_limit
-from prunelimit.threads import suited_threads
+from prunelimit.curvature.operator import Batches, LossFunction, mean_loss
+from prunelimit.curvature.quadrature import Spectrum
+from prunelimit.errors import PruneLimitError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-METHODS = ("formula", "directional", "refit", "measured")
-CURVATURES = ("hessian",)
 
 #: Points of the recorded and plotted curve.
 CURVE_POINTS = 1000
@@ -143,6 +134,8 @@ class PruningLimit:
         total: Number of prunable weights, D.
         examples: Number of training examples N that the loss was taken over.
         spectrum: The Lanczos coefficients, for the formula.
+        trend: Where the trend from half of the sampled examples to all of them leads for all the data; ``None`` if the
+            Hessian is that of all the data. It lies in the interval.
     """
 
     sparsity: float
@@ -158,6 +151,7 @@ class PruningLimit:
     total: int
     examples: int
     spectrum: Spectrum | None = None
+    trend: float | None = None
 
     @property
     def density(self) -> float:
@@ -183,7 +177,7 @@ class PruningLimit:
 
     def __repr__(self) -> str:
         """Say the limit, its interval and what it rests on, in a few lines."""
-        state = "resolved" if self.resolved else "NOT resolved: more steps or probes would narrow it"
+        state = "resolved" if self.resolved else "NOT resolved: more steps, probes or examples would narrow it"
         cost = ", ".join(f"{value:.3g} {name}" for name, value in self.cost.items() if value)
         lines = [
             f"PruningLimit by {self.method}: remove at most {self.sparsity:.1%} of {self.total:,} weights",
@@ -209,6 +203,26 @@ class PruningLimit:
         ]
         cells = "".join(f"<tr><th scope='row'>{name}</th><td>{value}</td></tr>" for name, value in rows)
         return f"<table><caption>Pruning limit</caption>{cells}</table>"
+
+
+def dense_loss(model: nn.Module, loss_fn: LossFunction, batches: Batches) -> tuple[float, list[float]]:
+    """Measure the loss before anything is pruned.
+
+    Args:
+        model: The network.
+        loss_fn: Maps output and targets to the batch's mean loss.
+        batches: The data.
+
+    Returns:
+        Mean loss over all examples, and the loss of each batch.
+
+    Raises:
+        PruneLimitError: If the mean is not finite.
+    """
+    mean, losses = mean_loss(model, loss_fn, batches)
+    if not math.isfinite(mean):
+        raise PruneLimitError(f"loss_fn returned {mean} on the dense model: check the data and the weights for NaN.")
+    return mean, losses
 
 
 def default_epsilon(model: nn.Module, loss_fn: LossFunction, batches: Batches) -> float:
@@ -300,6 +314,36 @@ def formula_limit(
     )
 
 
+def stretch_to_population(whole: PruningLimit, half: PruningLimit, population: int) -> PruningLimit:
+    r"""Let the interval of a limit from a sample of the data hold where its trend leads for all the data.
+
+    A Hessian averaged over n examples differs from the one over all by sampling noise, whose share in the absolute
+    eigenvalues falls with the root of n: a bias, not a noise, for the limit. With :math:`s(n) = s_\infty + c / \sqrt{n}`
+    the limits of a sample and of half of it tell c. The exponent is an assumption, which the
+    book holds against measured trends.
+
+    Args:
+        whole: The formula's limit from a sample of n examples, ``whole.examples``.
+        half: The same from half of them.
+        population: Number of examples N in all.
+
+    Returns:
+        The limit of the whole sample, with the trend and an interval that holds it.
+
+    Raises:
+        PruneLimitError: If the half is not smaller than the whole, or the whole larger than the population.
+    """
+    if not 0 < half.examples < whole.examples <= population:
+        raise PruneLimitError(
+            f"examples={half.examples}, {whole.examples} of {population}: give a sample, and a smaller part of it."
+        )
+    roots = [n**-0.5 for n in (half.examples, whole.examples, population)]
+    shift = (whole.sparsity - half.sparsity) * (roots[1] - roots[2]) / (roots[0] - roots[1])
+    low, high = whole.interval
+    interval = max(0.0, low + min(shift, 0.0)), min(1.0, high + max(shift, 0.0))
+    return dataclasses.replace(whole, interval=interval, trend=min(max(whole.sparsity + shift, 0.0), 1.0))
+
+
 def check_epsilon(epsilon: float) -> float:
     """Return epsilon, or say that it must be a positive number.
 
@@ -317,81 +361,3 @@ def check_epsilon(epsilon: float) -> float:
             f"epsilon={epsilon!r} must be a positive number: the tolerated rise of the training loss."
         )
     return float(epsilon)
-
-
-def predict_limit(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    data: Any,
-    *,
-    epsilon: float | None = None,
-    prunable: Sequence[str] | None = None,
-    curvature: str = "hessian",
-    method: str = "formula",
-    steps: int = 64,
-    probes: int = 1,
-    seed: int = 0,
-    masks: Callable[[float], Masks] | None = None,
-    tolerance: float = 0.001,
-    progress: bool | None = None,
-) -> PruningLimit:
-    """Predict how far a network can be pruned.
-
-    Args:
-        model: Any torch module; left exactly as it was.
-        loss_fn: Maps the model's output and the targets of a batch to the batch's mean loss.
-        data: Training data: an iterable of ``(inputs, targets)`` batches, or a pair of tensors.
-        epsilon: Tolerated rise of the mean loss; by default its standard deviation over batches of 128.
-        prunable: Names of the prunable parameters; by default the weights of linear and convolution layers.
-        curvature: ``"hessian"``: absolute values of the eigenvalues of the Hessian.
-        method: ``"formula"``, the theorem, when you want to know why and by how much; ``"directional"``, the loss's
-            second-order expansion along the pruning path, when you want the better prediction of one-shot pruning for
-            this one network; ``"refit"``, second-order refitting of the kept weights, when you want to predict the
-            fine-tuned limit; ``"measured"``, bisection on the loss itself, when you want the truth for one-shot pruning.
-        steps: Hessian products per probe, for the formula.
-        probes: Random probes, for the formula.
-        seed: Seed of the first probe.
-        masks: Another pruner in place of global magnitude: maps a sparsity to masks.
-        tolerance: Width of the bracket in sparsity at which bisection stops.
-        progress: Whether to show a progress line.
-
-    Returns:
-        The limit with its interval.
-
-    Raises:
-        PruneLimitError: If an argument cannot be used; the message names it and the fix.
-
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
-        >>> data = torch.randn(32, 4), torch.randn(32, 1)
-        >>> limit = predict_limit(model, torch.nn.functional.mse_loss, data, epsilon=0.1, method="measured")
-        >>> 0 < limit.sparsity < 1
-        True
-    """
-    if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
-    if curvature not in CURVATURES:
-        raise unknown_name("curvature", curvature, CURVATURES)
-    check_tolerance(tolerance)
-    start = time.monotonic()
-    with suited_threads(model):
-        parameters = prunable_parameters(model, prunable)
-        batches = as_batches(data)
-        if epsilon is None:
-            epsilon = default_epsilon(model, loss_fn, batches)
-        check_epsilon(epsilon)
-        path: PruningPath = MagnitudePath(model, prunable)
-        if masks is not None:
-            path = MaskPath(list(parameters), list(parameters.values()), masks)
-        if method == "measured":
-            return measured_limit(model, loss_fn, batches, path, parameters, epsilon, tolerance=tolerance)
-        operator = HessianOperator(model, loss_fn, batches, prunable=list(parameters))
-        if method == "directional":
-            return directional_limit(operator, path, epsilon, tolerance=tolerance)
-        if method == "refit":
-            return refit_limit(operator, path, epsilon, tolerance=tolerance)
-        found = spectrum(operator, steps=steps, probes=probes, seed=seed, progress=progress)
-        limit = formula_limit(found, path.distance, epsilon, examples=operator.examples)
-        limit.cost = {"products": operator.products, "seconds": time.monotonic() - start}
-        return limit

@@ -5,38 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from prunelimit.curvature.operator import Batches, HessianOperator, LossFunction, mean_loss
+from prunelimit.curvature.operator import Batches, CurvatureOperator, LossFunction, mean_loss
 from prunelimit.errors import PruneLimitError
+from prunelimit.limit import PruningLimit, check_epsilon, dense_loss
 from prunelimit.pruning.paths import PruningPath
-
-if TYPE_CHECKING:
-    from prunelimit.limit import PruningLimit
-
-
-def dense_loss(model: nn.Module, loss_fn: LossFunction, batches: Batches) -> tuple[float, list[float]]:
-    """Measure the loss before anything is pruned.
-
-    Args:
-        model: The network.
-        loss_fn: Maps output and targets to the batch's mean loss.
-        batches: The data.
-
-    Returns:
-        Mean loss over all examples, and the loss of each batch.
-
-    Raises:
-        PruneLimitError: If the mean is not finite.
-    """
-    mean, losses = mean_loss(model, loss_fn, batches)
-    if not math.isfinite(mean):
-        raise PruneLimitError(f"loss_fn returned {mean} on the dense model: check the data and the weights for NaN.")
-    return mean, losses
 
 
 def check_tolerance(tolerance: float) -> float:
@@ -93,8 +70,6 @@ def search_limit(
     Raises:
         PruneLimitError: If epsilon is not positive or the tolerance cannot be used.
     """
-    from prunelimit.limit import PruningLimit, check_epsilon  # limit.py imports this file
-
     check_epsilon(epsilon)
     check_tolerance(tolerance)
     low, high, points = _bisect(rise, epsilon, tolerance)
@@ -118,7 +93,7 @@ def search_limit(
 
 
 def directional_limit(
-    operator: HessianOperator,
+    operator: CurvatureOperator,
     path: PruningPath,
     epsilon: float,
     *,

@@ -1,7 +1,25 @@
 """Curvature: products, the Lanczos process, quadrature with intervals, row norms and the exact Gauss-Newton spectrum."""
 
+from prunelimit.curvature.ggn import GGNSpectrum, ggn_eigenvalues
 from prunelimit.curvature.lanczos import LanczosRun, Tridiagonal, lanczos
-from prunelimit.curvature.operator import HessianOperator
+from prunelimit.curvature.operator import GGNOperator, HessianOperator
 from prunelimit.curvature.quadrature import Spectrum, gauss_rule, radau_rule, spectrum
+from prunelimit.curvature.reduce import reduce_mlp
+from prunelimit.curvature.rows import RowNorms, row_norms
 
-__all__ = ["HessianOperator", "LanczosRun", "Spectrum", "Tridiagonal", "gauss_rule", "lanczos", "radau_rule", "spectrum"]
+__all__ = [
+    "GGNOperator",
+    "GGNSpectrum",
+    "HessianOperator",
+    "LanczosRun",
+    "RowNorms",
+    "Spectrum",
+    "Tridiagonal",
+    "gauss_rule",
+    "ggn_eigenvalues",
+    "lanczos",
+    "radau_rule",
+    "reduce_mlp",
+    "row_norms",
+    "spectrum",
+]

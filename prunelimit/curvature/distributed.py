@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -111,3 +113,26 @@ def all_or_none(work: Callable[[], Value], world: int, device: torch.device) -> 
     if failed.item():
         raise PruneLimitError("shard: the product failed in another process; read the message there.")
     return value
+
+
+@contextmanager
+def joined_processes(device: str = "cpu") -> Iterator[int]:
+    """Join the processes that torchrun started, if it did, for as long as the block lasts.
+
+    Args:
+        device: Where the products run; ``cuda`` takes one GPU per process and nccl, anything else gloo.
+
+    Yields:
+        This process's rank; zero on its own.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or distributed.is_initialized():
+        yield processes(None)[0]
+        return
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield distributed.get_rank()
+    finally:
+        distributed.destroy_process_group()

@@ -187,7 +187,8 @@ class MLPRule:
                 raise PruneLimitError(f"loss_fn returned shape {tuple(loss.shape)}: return the mean loss, a scalar.")
             (upper,) = torch.autograd.grad(loss, output, create_graph=True)
         delta = upper.detach()
-        deltas, bends = [delta], [None]
+        deltas: list[Tensor] = [delta]
+        bends: list[Tensor | None] = [None]
         gradients: list[Tensor | None] = [None] * sum(
             (y.weight is not None) + (y.bias is not None) for y in self.layers
         )

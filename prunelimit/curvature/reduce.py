@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelimit.curvature.mlp import linear_chain
-from prunelimit.curvature.operator import Batches, as_batches
+from prunelimit.curvature.operator import Batches, CurvatureOperator, LossFunction, as_batches
 from prunelimit.pruning.magnitude import prunable_parameters
 
 
@@ -67,7 +67,7 @@ def reduce_mlp(model: nn.Module, data: Any, prunable: Sequence[str] | None = Non
         return None
     flat = torch.cat(rows).to(first.weight)
     alive = _active_units(chain, flat)
-    weights = [linear.weight.detach() for linear, _ in chain]
+    weights: list[Tensor] = [linear.weight.detach() for linear, _ in chain]
     if len(flat) < first.in_features:
         # In float64: the coordinates must reproduce every inner product to the last digit of float32.
         basis, triangle = torch.linalg.qr(flat.T.double())
@@ -77,8 +77,8 @@ def reduce_mlp(model: nn.Module, data: Any, prunable: Sequence[str] | None = Non
     modules: list[nn.Module] = []
     names: list[str] = []
     before = None
-    for (linear, activation), weight, keep in zip(chain, weights, [*alive, None], strict=True):
-        weight = weight if before is None else weight[:, before]
+    for (linear, activation), whole, keep in zip(chain, weights, [*alive, None], strict=True):
+        weight = whole if before is None else whole[:, before]
         bias = linear.bias
         if keep is not None:
             weight, bias = weight[keep], None if bias is None else bias[keep]
@@ -100,6 +100,33 @@ def reduce_mlp(model: nn.Module, data: Any, prunable: Sequence[str] | None = Non
         inputs=(first.in_features, flat.shape[1]),
         dead=tuple(int((~keep).sum()) for keep in alive),
     )
+
+
+def reduced_operator(
+    kind: type[CurvatureOperator],
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: Any,
+    prunable: Sequence[str] | None = None,
+    **options: Any,
+) -> tuple[CurvatureOperator, Reduced | None]:
+    """Make the curvature of a network, by way of a smaller one if one has the same loss.
+
+    Args:
+        kind: :class:`HessianOperator` or :class:`GGNOperator`.
+        model: Any torch module; not changed.
+        loss_fn: Maps the model's output and the targets of a batch to the batch's mean loss.
+        data: Iterable of ``(inputs, targets)`` batches, or a pair of tensors.
+        prunable: Names of the prunable parameters; by default linear and convolution weights.
+        **options: Further arguments of the operator.
+
+    Returns:
+        The operator, and what was reduced; give its nullity to :func:`~prunelimit.curvature.spectrum`.
+    """
+    reduced = reduce_mlp(model, data, prunable)
+    if reduced is None:
+        return kind(model, loss_fn, data, prunable=prunable, **options), None
+    return kind(reduced.model, loss_fn, reduced.batches, prunable=reduced.prunable, **options), reduced
 
 
 def _active_units(chain: list[tuple[nn.Linear, nn.Module | None]], flat: Tensor) -> list[Tensor]:

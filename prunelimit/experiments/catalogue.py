@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from prunelimit.errors import PruneLimitError, unknown_name
-from prunelimit.experiments.specs import CurvatureSpec, LimitSpec, RowsSpec
+from prunelimit.experiments.specs import CurvatureSpec, LimitSpec, RefitSpec, RowsSpec
 from prunelimit.training import TrainSpec
 
 #: From the most to the least faithful: the first one that is recorded is shown.
@@ -32,7 +32,7 @@ def _quick(model: str, **settings: object) -> LimitSpec:
     """Ours: digits, whole training set, dense truth."""
     base = TrainSpec(dataset="digits", model=model, epochs=150, batch_size=64, lr=0.01, l1=1e-3)
     train = dataclasses.replace(base, **settings)  # type: ignore[arg-type]
-    return LimitSpec(train=train, steps=64, exact=True, sweep=_QUICK_SWEEP, tune_epochs=20)
+    return LimitSpec(train=train, steps=384, exact=True, sweep=_QUICK_SWEEP, tune_epochs=20)
 
 
 def _cifar(train: TrainSpec, **settings: object) -> LimitSpec:
@@ -59,6 +59,7 @@ class Task:
         sizes: Profile name to the training images and products of the spectra that show what is resolved; ``None`` for
             all images.
         rows: Profile name to the training images behind the row norms of the Hessian; ``None`` for all images.
+        refits: Profile name to the training images behind the refitted limit; ``None`` for all images.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Task:
     profiles: dict[str, LimitSpec]
     sizes: dict[str, tuple[tuple[int | None, int], ...]] = dataclasses.field(default_factory=dict)
     rows: dict[str, int | None] = dataclasses.field(default_factory=dict)
+    refits: dict[str, int | None] = dataclasses.field(default_factory=dict)
 
     def spec(self, profile: str, seed: int) -> LimitSpec:
         """Return the spec of one cell.
@@ -96,6 +98,12 @@ class Task:
         train = self.spec(profile, seed).train
         return [CurvatureSpec(train=train, examples=examples, steps=steps) for examples, steps in self.sizes[profile]]
 
+    def refit_specs(self, profile: str, seed: int) -> list[RefitSpec]:
+        """Return the spec of the refitted limit; there may be none."""
+        if profile not in self.refits:
+            return []
+        return [RefitSpec(train=self.spec(profile, seed).train, examples=self.refits[profile])]
+
     def row_specs(self, profile: str, seed: int) -> list[RowsSpec]:
         """Return the specs of the row norms: order 1, the paper's, and order 2, the bound's; there may be none."""
         if profile not in self.rows:
@@ -119,6 +127,7 @@ _TASKS = (
             "paper": _SIZES,
         },
         rows={"quick": None, "laptop": 2000},
+        refits={"quick": None, "laptop": 4000},
     ),
     Task(
         "fc12-cifar10",
@@ -129,18 +138,20 @@ _TASKS = (
             "paper": _cifar(dataclasses.replace(_FC, model="fc12"), curvature_examples=None),
         },
         rows={"quick": None},
+        refits={"quick": None},
     ),
     Task(
         "resnet20-cifar10",
         "ResNet20",
         {
-            "quick": dataclasses.replace(_quick("resnet8-quick", epochs=30, l1=5e-4), exact=False),
+            "quick": dataclasses.replace(_quick("resnet8-quick", epochs=30, l1=5e-4), exact=False, steps=256),
             "laptop": _cifar(
                 dataclasses.replace(_RESNET20, epochs=20), curvature_examples=1000, steps=64, tune_epochs=2
             ),
             "paper": _cifar(_RESNET20),
         },
         rows={"quick": None},
+        refits={"quick": None},
     ),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from prunelimit.curvature import HessianOperator, Spectrum, spectrum
-from prunelimit.curvature.reduce import reduce_mlp
+from prunelimit.curvature.reduce import reduced_operator
 from prunelimit.datasets import load_dataset
 from prunelimit.experiments.runner import OutOfTime, round_significant
 from prunelimit.experiments.specs import CurvatureSpec
 from prunelimit.experiments.store import load_record, provenance, save_record
-from prunelimit.files import cache_folder
+from prunelimit.files import cache_folder, write_json
 from prunelimit.limit import CURVE_POINTS, default_epsilon, formula_limit
 from prunelimit.pruning.magnitude import MagnitudePath
 from prunelimit.threads import suited_threads
@@ -49,8 +50,8 @@ def run_curvature(
     Returns:
         The record, or ``None`` if the deadline passed.
     """
-    if found := load_record(EXPERIMENT, spec):
-        return found
+    if recorded := load_record(EXPERIMENT, spec):
+        return recorded
     dataset = load_dataset(spec.train.dataset)
     trained = train(spec.train, device=device, dataset=dataset, deadline=deadline, progress=progress)
     if len(trained.history) < spec.train.epochs:
@@ -63,12 +64,7 @@ def run_curvature(
         dense = evaluate(model, data)
         generator = torch.Generator().manual_seed(spec.train.seed)
         sample = data.tensors(spec.examples, None if spec.examples is None else generator)
-        reduced = reduce_mlp(model, sample)
-        operator = (
-            HessianOperator(model, cross_entropy, sample)
-            if reduced is None
-            else HessianOperator(reduced.model, cross_entropy, reduced.batches, prunable=reduced.prunable)
-        )
+        operator, reduced = reduced_operator(HessianOperator, model, cross_entropy, sample)
 
         def watch(known: Spectrum) -> dict[str, Any]:
             limit = formula_limit(known, path.distance, epsilon)
@@ -78,7 +74,9 @@ def run_curvature(
             if deadline is not None and time.monotonic() > deadline:
                 raise OutOfTime
 
-        process = dataclasses.replace(spec, steps=1).hash  # the same whatever the number of steps
+        # The same process whatever the number of steps.
+        folder = cache_folder() / "lanczos" / dataclasses.replace(spec, steps=1).hash
+        spent = _seconds(folder / "seconds.json")
         try:
             found = spectrum(
                 operator,
@@ -86,27 +84,38 @@ def run_curvature(
                 probes=spec.probes,
                 seed=spec.train.seed,
                 nullity=0 if reduced is None else reduced.nullity,
-                folder=cache_folder() / "lanczos" / process,
+                folder=folder,
                 progress=progress,
                 watch=watch,
                 each=each,
             )
         except OutOfTime:
             return None
+        finally:
+            spent += time.monotonic() - begun
+            write_json(folder / "seconds.json", spent)
         source = provenance(device, torch.get_num_threads())
     record = {
         "label": label or {},
         "data": dataset.digests,
         "provenance": source,
-        "seconds": {"spectrum": round(time.monotonic() - begun, 2)},
+        "seconds": {"spectrum": round(spent, 2)},
         "dense": {"train_loss": dense[0], "train_accuracy": dense[1]},
         "epsilon": epsilon,
         "total": path.total,
         "radius": round_significant(path.distance[np.linspace(0, path.total, CURVE_POINTS + 1).round().astype(int)]),
         "examples": operator.examples,
-        "products": operator.products,
+        "products": sum(len(probe.alpha) for probe in found.probes),
         "reduced": None if reduced is None else {"inputs": list(reduced.inputs), "dead": list(reduced.dead)},
         "spectrum": found.to_dict(),
     }
     save_record(EXPERIMENT, spec, record)
     return json.loads(json.dumps(record))
+
+
+def _seconds(path: Path) -> float:
+    """Read what earlier parts of a process took."""
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return 0.0

@@ -14,6 +14,7 @@ from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.errors import unknown_name
 from prunelimit.experiments.catalogue import PROFILES, Task, find_tasks
 from prunelimit.experiments.curvature import EXPERIMENT as CURVATURE
+from prunelimit.experiments.refit import EXPERIMENT as REFIT
 from prunelimit.experiments.runner import EXPERIMENT, run_limit
 from prunelimit.experiments.specs import LimitSpec
 from prunelimit.experiments.store import load_record
@@ -26,6 +27,7 @@ FINE_GRID = 20_001
 MEASURES = {
     "formula": "formula",
     "directional": "directional",
+    "refit": "refit",
     "measured": "one-shot: loss ≤ dense + ε",
     "accuracy": "one-shot: accuracy ≥ dense",
     "accuracy_slack": "one-shot: accuracy ≥ dense − 0.1",
@@ -60,6 +62,12 @@ class Cell:
         cost = {"products": self.record["spectrum"]["products"], "seconds": self.record["seconds"]["spectrum"]}
         examples = self.record["spectrum"]["examples"]
         return formula_limit(found, fine, self.record["epsilon"], examples=examples, cost=cost)
+
+    @functools.cached_property
+    def refit(self) -> dict[str, Any] | None:
+        """The refitted limit, if it is recorded."""
+        records = (load_record(REFIT, spec) for spec in self.task.refit_specs(self.profile, self.seed))
+        return next((record["refit"] for record in records if record), None)
 
     @property
     def title(self) -> str:
@@ -132,6 +140,7 @@ def limits_frame(cells: Sequence[Cell]) -> pd.DataFrame:
     for cell in cells:
         record, limit = cell.record, cell.limit
         tuned = record.get("fine_tuned") or {}
+        refit = cell.refit or {}
         rows.append(
             {
                 "task": cell.task.name,
@@ -146,6 +155,7 @@ def limits_frame(cells: Sequence[Cell]) -> pd.DataFrame:
                 "lower": limit.lower,
                 "upper": limit.upper,
                 "directional": record["directional"]["sparsity"],
+                "refit": refit.get("sparsity", np.nan),
                 "measured": record["measured"]["sparsity"],
                 "accuracy": record["accuracy"]["accuracy"],
                 "accuracy_slack": record["accuracy"]["accuracy_slack"],

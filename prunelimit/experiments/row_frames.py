@@ -78,9 +78,22 @@ def load_rows(cells: Sequence[Cell], *, run_missing: bool = False) -> list[RowsC
 
 
 def curve_frame(found: Sequence[RowsCell], order: int = 1) -> pd.DataFrame:
-    """Stack the curves of sorted norms: columns ``title``, ``seed``, ``order``, ``share``, ``norm``, ``low``, ``high``."""
-    parts = [pd.DataFrame(rows.record["curve"]).assign(**rows.keys) for rows in found if rows.spec.order == order]
-    columns = ["title", "seed", "order", "share", "norm", "low", "high"]
+    """Stack the curves of sorted norms.
+
+    Args:
+        found: Output of :func:`load_rows`.
+        order: Which norm.
+
+    Returns:
+        Columns ``title``, ``seed``, ``order``, ``share``, ``norm``, ``low``, ``high`` and ``zero``, the share of the
+        record's rows that are exactly zero.
+    """
+    parts = [
+        pd.DataFrame(part.record["curve"]).assign(zero=part.record["zero"], **part.keys)
+        for part in found
+        if part.spec.order == order
+    ]
+    columns = ["title", "seed", "order", "share", "norm", "low", "high", "zero"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 

@@ -165,5 +165,5 @@ def _exact(operator: HessianOperator, picked: np.ndarray) -> dict[str, Any]:
     begun = time.perf_counter()
     rows = exact_rows(operator, picked)
     seconds = round(time.perf_counter() - begun, 4)
-    norms = {f"order {p}": torch.linalg.vector_norm(rows.double(), ord=p, dim=1).tolist() for p in (1, 2)}
+    norms = {f"order {p}": torch.linalg.vector_norm(rows, ord=p, dim=1, dtype=torch.float64).tolist() for p in (1, 2)}
     return {"seconds": seconds} | norms

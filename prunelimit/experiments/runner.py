@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from prunelimit.curvature import HessianOperator, spectrum
+from prunelimit.curvature.reduce import reduced_operator
 from prunelimit.datasets import DeviceSplit, load_dataset
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.specs import LimitSpec
@@ -24,12 +25,12 @@ from prunelimit.limit import (
     CURVE_POINTS,
     PruningLimit,
     default_epsilon,
-    directional_limit,
     effective_dimension,
-    predict_limit,
     removable_fraction,
     solve_limit,
 )
+from prunelimit.path_limits import directional_limit
+from prunelimit.predict import predict_limit
 from prunelimit.pruning.magnitude import MagnitudePath
 from prunelimit.pruning.measured import fine_tuned_limit, largest_sparsity, sweep
 from prunelimit.threads import suited_threads
@@ -90,6 +91,11 @@ class Steps:
 def round_significant(values: np.ndarray, digits: int = 8) -> list[float]:
     """Round to significant digits, so that a curve of 1,000 points stays at a few kB."""
     return [float(f"{v:.{digits}g}") for v in np.asarray(values, dtype=float)]
+
+
+def as_plain(limit: PruningLimit) -> dict[str, Any]:
+    """Return a limit with the points of its search as plain JSON values."""
+    return limit.to_dict() | {"points": limit.curve.round(8).to_dict("list")}
 
 
 def run_limit(
@@ -162,12 +168,16 @@ def _measure(
     epsilon = steps("epsilon", lambda: default_epsilon(model, cross_entropy, list(data.batches(128))))
 
     def probe() -> dict[str, Any]:
-        operator = HessianOperator(model, cross_entropy, sample)
-        found = spectrum(operator, steps=spec.steps, probes=spec.probes, seed=spec.train.seed, progress=progress)
+        operator, reduced = reduced_operator(HessianOperator, model, cross_entropy, sample)
+        found = spectrum(
+            operator,
+            steps=spec.steps,
+            probes=spec.probes,
+            seed=spec.train.seed,
+            nullity=0 if reduced is None else reduced.nullity,
+            progress=progress,
+        )
         return found.to_dict() | {"examples": operator.examples, "products": operator.products}
-
-    def as_plain(limit: PruningLimit) -> dict[str, Any]:
-        return limit.to_dict() | {"points": limit.curve.round(8).to_dict("list")}
 
     def directional() -> dict[str, Any]:
         # A sample's gradient is mostly noise where the whole one nearly vanishes, so all images have a say in it.

@@ -11,11 +11,28 @@ from prunelimit.training import TrainSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LimitSpec(Spec):
-    """One trained network with everything that is predicted and measured about its limit.
+class _TrainedSpec(Spec):
+    """What is done with one trained network.
 
     Attributes:
         train: How the network is trained.
+    """
+
+    train: TrainSpec
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build a spec, and the training spec inside it, from :meth:`to_dict`."""
+        if not isinstance(values.get("train"), dict):
+            raise PruneLimitError(f"{cls.__name__} needs train={{...}}, the fields of a TrainSpec.")
+        return super().from_dict(values | {"train": TrainSpec.from_dict(values["train"])})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LimitSpec(_TrainedSpec):
+    """One trained network with everything that is predicted and measured about its limit.
+
+    Attributes:
         curvature_examples: Training images behind the Hessian, drawn at random; ``None`` for all.
         steps: Hessian products per probe.
         probes: Random probes.
@@ -26,7 +43,6 @@ class LimitSpec(Spec):
         tune_tolerance: Width of its bracket.
     """
 
-    train: TrainSpec
     curvature_examples: int | None = None
     steps: int = 64
     probes: int = 1
@@ -36,41 +52,28 @@ class LimitSpec(Spec):
     tune_epochs: int = 0
     tune_tolerance: float = 0.005
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build a spec, and the training spec inside it, from :meth:`to_dict`."""
-        return super().from_dict(_with_train(cls.__name__, values))
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CurvatureSpec(Spec):
+class CurvatureSpec(_TrainedSpec):
     """The spectrum of one trained network, to see how the limit depends on data and products.
 
     Attributes:
-        train: How the network is trained.
         examples: Training images behind the Hessian, drawn at random; a smaller sample is part of a larger one; ``None``
             for all.
         steps: Hessian products per probe.
         probes: Random probes.
     """
 
-    train: TrainSpec
     examples: int | None = None
     steps: int = 256
     probes: int = 1
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build a spec, and the training spec inside it, from :meth:`to_dict`."""
-        return super().from_dict(_with_train(cls.__name__, values))
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RowsSpec(Spec):
+class RowsSpec(_TrainedSpec):
     """The norms of all rows of one trained network's Hessian.
 
     Attributes:
-        train: How the network is trained.
         examples: Training images behind the Hessian, the same as for a :class:`CurvatureSpec` of this size; ``None`` for
             all.
         probes: Random vectors, one Hessian product each.
@@ -78,19 +81,21 @@ class RowsSpec(Spec):
         checked: Rows, drawn at random, that are also computed exactly with one product each.
     """
 
-    train: TrainSpec
     examples: int | None = None
     probes: int = 32
     order: int = 1
     checked: int = 64
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build a spec, and the training spec inside it, from :meth:`to_dict`."""
-        return super().from_dict(_with_train(cls.__name__, values))
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RefitSpec(_TrainedSpec):
+    """The limit of one trained network if its kept weights are refitted by trust-region steps.
 
-def _with_train(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(values.get("train"), dict):
-        raise PruneLimitError(f"{name} needs train={{...}}, the fields of a TrainSpec.")
-    return values | {"train": TrainSpec.from_dict(values["train"])}
+    Attributes:
+        examples: Training images behind loss, gradient and curvature, the same as for a :class:`CurvatureSpec` of this
+            size; ``None`` for all.
+        tolerance: Width of the bracket in sparsity at which bisection stops.
+    """
+
+    examples: int | None = None
+    tolerance: float = 0.001

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prunelimit.figures.style import new_figure, percent_axis
@@ -19,6 +20,9 @@ RULES = {
     "high": ("Gauss rule of H²: never below", _BLUE, "--"),
     "low": ("Gauss-Radau rule of H²: never above", _BLUE, ":"),
 }
+
+#: Row norms below this share of the largest one are not drawn: rounding errors.
+SMALLEST = 1e-8
 
 
 def plot_eigenvalues(eigenvalues: np.ndarray, mu: float) -> Figure:
@@ -120,7 +124,8 @@ def plot_widths(table: pd.DataFrame) -> Figure:
     """
     figure, axes = new_figure(width=8.2, height=3.8)
     axis = axes[0, 0]
-    for (probes, part), line in zip(table.groupby("probes"), ("-", "--", ":"), strict=False):
+    for probes, line in zip(sorted({int(p) for p in table.probes}), ("-", "--", ":"), strict=False):
+        part = table[table.probes == probes]
         for column, colour, label in (
             ("width", _BLUE, "certified interval"),
             ("tail", _ORANGE, "spread of the rules of H"),
@@ -129,7 +134,9 @@ def plot_widths(table: pd.DataFrame) -> Figure:
             text = f"{label}, {probes} probe{'s' if probes > 1 else ''}"
             axis.plot(part.steps, part[column], color=colour, linestyle=line, marker=".", linewidth=1.3, label=text)
     axis.axhline(0.01, color="0.3", linewidth=1, linestyle=(0, (1, 1)))
-    axis.annotate("one point: resolved below", (0.02, 0.0092), ("axes fraction", "data"), va="top", fontsize=8.5, color="0.3")
+    axis.annotate(
+        "one point: resolved below", (0.02, 0.0092), ("axes fraction", "data"), va="top", fontsize=8.5, color="0.3"
+    )
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(sorted(table.steps.unique()), [str(s) for s in sorted(table.steps.unique())])
@@ -181,32 +188,60 @@ def plot_row_norms(panels: pd.DataFrame, checks: pd.DataFrame | None = None) -> 
     """Draw figure F5: the norms of the rows of the Hessian, largest first, one panel per network.
 
     Args:
-        panels: Columns ``title``, ``share`` (rank as a share of the rows), ``norm``, ``low``, ``high``.
-        checks: Columns ``title``, ``estimate``, ``exact`` of sampled rows, if any.
+        panels: Columns ``title``, ``seed``, ``share`` (rank as a share of the rows), ``norm``, ``low``, ``high`` and
+            ``zero`` (share of the rows that are exactly zero).
+        checks: Columns ``title``, ``seed``, ``estimate``, ``low``, ``high``, ``exact`` of sampled rows, if any.
 
     Returns:
-        One panel per network, and one that compares the sampled rows.
+        One panel per network, with the exact norms of the sampled rows at the ranks of their estimates, and one panel that
+        compares the sampled rows one by one.
     """
     titles = list(dict.fromkeys(panels.title))
-    figure, axes = new_figure(1, len(titles) + (checks is not None), width=4.4, height=3.5)
-    for axis, title in zip(axes[0], titles, strict=False):
+    count = len(titles) + (checks is not None)
+    columns = min(count, 2)
+    figure, axes = new_figure(-(-count // columns), columns, width=4.6, height=3.4)
+    for axis, title in zip(axes.flat, titles, strict=False):
         part = panels[panels.title == title]
-        axis.fill_between(part.share, part.low, part.high, color=_BLUE, alpha=0.25, linewidth=0)
-        axis.plot(part.share, part.norm, color=_BLUE)
+        for number, (seed, line) in enumerate(part.groupby("seed")):
+            axis.fill_between(line.share, line.low, line.high, color=_BLUE, alpha=0.25, linewidth=0)
+            names = ("estimated, with error bars", "sampled rows, exact") if number == 0 else (None, None)
+            axis.plot(line.share, line.norm.where(line.norm > 0), color=_BLUE, linewidth=1.5, label=names[0])
+            if checks is not None:
+                rows = checks[(checks.title == title) & (checks.seed == seed) & (checks.exact > 0)]
+                ranks = np.interp(-rows.estimate, -line.norm, line.share)
+                axis.plot(ranks, rows.exact, ".", color="black", markersize=4, label=names[1])
+        zero = float(part.zero.mean())
+        axis.axvspan(1 - zero, 1, color="0.6", alpha=0.4, linewidth=0, label=f"exactly zero: {zero:.2%}")
         axis.set_yscale("log")
+        top = part.high.max()
+        axis.set_ylim(max(part.low[part.low > 0].min(), top * SMALLEST), top * 2)
+        axis.set_xlim(0, 1)
         axis.set_xlabel("share of the rows, largest first")
-        axis.set_ylabel("norm of the row")
+        axis.set_ylabel("L1 norm of the row")
         axis.set_title(title, loc="left")
         percent_axis(axis)
+        axis.legend(fontsize=8, loc="lower left")
     if checks is not None:
-        axis = axes[0, -1]
-        for (title, part), colour in zip(
-            checks.groupby("title", sort=False), (_BLUE, _ORANGE, _GREEN, _RED), strict=False
-        ):
-            axis.loglog(part.exact, part.estimate, ".", color=colour, markersize=4, label=title)
-        ends = [checks[["exact", "estimate"]].min().min(), checks[["exact", "estimate"]].max().max()]
-        axis.plot(ends, ends, color="0.4", linewidth=1)
-        axis.set_xlabel("exact norm of a sampled row")
-        axis.set_ylabel("estimate from a few products")
-        axis.legend(fontsize=8)
+        _compare_rows(axes.flat[len(titles)], checks)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
     return figure
+
+
+def _compare_rows(axis: Axes, checks: pd.DataFrame) -> None:
+    """Draw estimated over exact norms of the sampled rows that are not zero."""
+    there = checks[(checks.exact > checks.exact.max() * SMALLEST) & (checks.estimate > 0)]
+    styles = zip((_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK), "osD^vP*", strict=True)
+    for (title, part), (colour, marker) in zip(there.groupby("title", sort=False), styles, strict=False):
+        low, middle, high = (part[name] / part.exact for name in ("low", "estimate", "high"))
+        spread = [middle - low, high - middle]
+        axis.errorbar(part.exact, middle, spread, fmt=marker, color=colour, label=title, markersize=3, elinewidth=0.5)
+    axis.axhline(1, color="0.2", linewidth=1)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_ylim(0.2, 10)
+    axis.set_yticks([0.2, 0.5, 1, 2, 5, 10], ["0.2", "0.5", "1", "2", "5", "10"])
+    axis.set_xlabel("exact norm of a sampled row")
+    axis.set_ylabel("estimated / exact")
+    axis.set_title("The sampled rows, one by one", loc="left")
+    axis.legend(fontsize=8, loc="upper left")

@@ -240,7 +240,7 @@ def test_saved_process_of_something_else_is_refused(matrix_operator: Operator, t
     assert LanczosRun.load(tmp_path, operator, seed=1).steps == 3
     with pytest.raises(PruneLimitError, match=r"folder=.*about \{'seed': 1\}, not \{'seed': 2\}"):
         LanczosRun.load(tmp_path, operator, seed=2)
-    with pytest.raises(PruneLimitError, match="folder=.*dimension 20, not 5"):
+    with pytest.raises(PruneLimitError, match=r"folder=.*dimension 20, not 5"):
         LanczosRun.load(tmp_path, matrix_operator(torch.eye(5)), seed=1)
     assert LanczosRun.load(tmp_path / "empty", operator) is None
 

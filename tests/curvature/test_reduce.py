@@ -63,7 +63,9 @@ def test_nothing_to_remove_is_none() -> None:
 
 
 def test_no_plain_mlp_is_none() -> None:
-    assert reduce_mlp(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten()), (torch.randn(2, 1, 2, 2), torch.zeros(2))) is None
+    assert (
+        reduce_mlp(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten()), (torch.randn(2, 1, 2, 2), torch.zeros(2))) is None
+    )
 
 
 def test_sequences_of_vectors_are_left_alone() -> None:

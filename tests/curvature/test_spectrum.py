@@ -224,12 +224,12 @@ def test_nullity_counts_eigenvalues_that_were_left_out_beforehand(matrix_operato
     assert whole.dimension == 400
     value, low, high = whole.effective_dimension(0.03)
     assert low <= exact_dimension(EIGENVALUES, 0.03) <= high
-    assert float(value) == float(spectrum(matrix_operator(torch.diag(EIGENVALUES[200:])), steps=80).effective_dimension(0.03)[0])
+    assert float(value) == float(
+        spectrum(matrix_operator(torch.diag(EIGENVALUES[200:])), steps=80).effective_dimension(0.03)[0]
+    )
 
 
-def test_probes_side_by_side_are_the_probes_one_by_one(
-    operator: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_probes_side_by_side_are_the_probes_one_by_one(operator: object, monkeypatch: pytest.MonkeyPatch) -> None:
     together = spectrum(operator, steps=12, probes=3)
     monkeypatch.setattr(quadrature, "free_memory", lambda device: 400 * 12 * 8 * 1.5)
     apart = spectrum(operator, steps=12, probes=3)
@@ -239,7 +239,7 @@ def test_probes_side_by_side_are_the_probes_one_by_one(
 
 def test_basis_that_does_not_fit_is_refused_beforehand(operator: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quadrature, "free_memory", lambda device: 2e4)
-    with pytest.raises(PruneLimitError, match="steps=64 needs .* low_memory=True"):
+    with pytest.raises(PruneLimitError, match=r"steps=64 needs .* low_memory=True"):
         spectrum(operator)
     assert spectrum(operator, low_memory=True, steps=3).steps == 3
 

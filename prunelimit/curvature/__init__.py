@@ -3,9 +3,10 @@
 from prunelimit.curvature.ggn import GGNSpectrum, ggn_eigenvalues
 from prunelimit.curvature.lanczos import LanczosRun, Tridiagonal, lanczos
 from prunelimit.curvature.operator import GGNOperator, HessianOperator
-from prunelimit.curvature.quadrature import Spectrum, gauss_rule, radau_rule, spectrum
+from prunelimit.curvature.quadrature import Spectrum, gauss_rule, radau_rule
 from prunelimit.curvature.reduce import reduce_mlp
 from prunelimit.curvature.rows import RowNorms, row_norms
+from prunelimit.curvature.slq import spectrum
 
 __all__ = [
     "GGNOperator",

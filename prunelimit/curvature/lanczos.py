@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -19,6 +20,9 @@ from prunelimit.files import write_json
 #: A second pass of Gram-Schmidt is made where less than this is left of a product (Daniel et al. 1976): the digits that
 #: cancelled are missing from what remains. One digit is allowed to.
 SECOND_PASS = 0.1
+
+#: Entries of a vector that are converted to float64 at a time.
+_PIECE = 2**18
 
 _STATE, _BASIS = "lanczos.json", "basis.bin"
 
@@ -92,6 +96,12 @@ def basis_bytes(dimension: int, steps: int, probes: int = 1, dtype: torch.dtype 
         Bytes.
     """
     return dimension * steps * probes * dtype.itemsize
+
+
+def _inner(one: Tensor, other: Tensor) -> float:
+    """Add up an inner product in float64, in pieces, because whole copies of long vectors would cost their memory."""
+    pieces = zip(one.split(_PIECE), other.split(_PIECE), strict=True)
+    return float(sum(a.double() @ b.double() for a, b in pieces))
 
 
 class LanczosRun:
@@ -194,8 +204,8 @@ class LanczosRun:
     def _orthogonalise(self, p: int, vector: Tensor) -> Tensor:
         """Take the known directions out of one product, note the coefficients, return the next basis vector."""
         current = self.current[p]
-        whole = float(vector.double().norm())
-        alpha = float(vector.double() @ current.double())
+        whole = math.sqrt(_inner(vector, vector))
+        alpha = _inner(vector, current)
         vector = vector - alpha * current
         if self.previous is not None:
             vector -= self.beta[p][-1] * self.previous[p]
@@ -203,9 +213,9 @@ class LanczosRun:
             for block, filled in zip(self._blocks, self._filled, strict=True):
                 known = block[p, :filled]
                 vector -= known.T @ (known @ vector)
-            if float(vector.double().norm()) > SECOND_PASS * whole:
+            if math.sqrt(_inner(vector, vector)) > SECOND_PASS * whole:
                 break
-        size = float(vector.double().norm())
+        size = math.sqrt(_inner(vector, vector))
         self._scale[p] = max(self._scale[p], abs(alpha), size)
         # What is left after a complete Krylov space is rounding: it must not become a direction.
         floor = 10 * torch.finfo(vector.dtype).eps * self._scale[p]

@@ -48,10 +48,11 @@ __all__ = [
 RULES = ("auto", "mlp", "retained", "fresh")
 
 #: Share of the free memory that kept states may take, and one pass on its own.
-RETAIN_SHARE, PASS_SHARE = 0.25, 0.25
+RETAIN_SHARE, PASS_SHARE = 0.5, 0.25
 
-#: The most rows per pass on a CPU, whose caches a larger one leaves.
-CPU_ROWS = 1000
+#: The most rows per pass on a CPU, whose caches a larger one leaves: of plain networks, and of convolutional ones, whose
+#: activations are larger than what the allocator keeps between passes.
+CPU_ROWS, CPU_CONVOLUTION_ROWS = 1000, 100
 
 #: Up to this many rows a matrix is formed.
 DENSE_ROWS = 20_000
@@ -72,7 +73,7 @@ class CurvatureOperator:
             memory, halved when memory runs out.
         rule: ``"mlp"`` is an analytic rule for plain MLPs, ``"retained"`` keeps the graph of the gradient between
             products (memory grows with the data), ``"fresh"`` builds it for each product, ``"auto"`` takes the first of
-            them that applies and fits into a quarter of the free memory.
+            them that applies and fits into half of the free memory.
         dtype: Type to compute in: by default that of the parameters, ``torch.float64`` or ``torch.float32`` on a
             converted copy of the network, ``torch.bfloat16`` under autocast with sums in the parameters' type.
         shard: Whether processes share the data, each with all of ``data`` given to it; by default they do if
@@ -87,6 +88,7 @@ class CurvatureOperator:
         names: The prunable parameters, in the order of a vector's entries.
         parameters: The same as tensors.
         products: Products made so far, one per vector.
+        reserve: Bytes of memory that others will need, which kept states must leave free.
 
     Raises:
         PruneLimitError: If data, weights or loss cannot be used; the message says which.
@@ -118,7 +120,7 @@ class CurvatureOperator:
         self.examples = sum(len(targets) for _, targets in batches)
         self.dimension = sum(p.numel() for p in self.parameters)
         self.shape = (self.dimension, self.dimension)
-        self.products = 0
+        self.products, self.reserve = 0, 0
         self._network = Network(model, loss_fn, self.names, dtype)
         self.dtype, self.device = self._network.dtype, self._network.device
         self._source = own_part(batches, self._rank, self._world)
@@ -311,18 +313,24 @@ class CurvatureOperator:
         """Settle what is left to choose: the rule, the rows per pass, and whether states are kept."""
         if self._keep is None or not self._sized:
             fixed, slope = self._measure() if self._source else (0.0, 0.0)
-            free = free_memory(self.device)
+            free = free_memory(self.device) - self.reserve
             rows = sum(len(targets) for _, targets in self._source)
             if not self._sized:
                 most = max(1, longest(self._source))
                 fitting = max(1, int((PASS_SHARE * free - fixed) / max(slope, 1) / 2))
-                fitting = min(fitting, most, CPU_ROWS if self.device.type == "cpu" else most)
+                fitting = min(fitting, most, self._most_rows())
                 self._rows, self._sized = math.ceil(most / math.ceil(most / fitting)), True
             if self._keep is None:
                 self._keep = fixed * len(self.batches) + slope * rows < RETAIN_SHARE * free
         if self._engine is None:
             self._engine = self._graph_rule(double=bool(self._keep))
         return self._engine
+
+    def _most_rows(self) -> int:
+        if self.device.type != "cpu":
+            return longest(self._source)
+        convolves = any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in self._network.module.modules())
+        return CPU_CONVOLUTION_ROWS if convolves else CPU_ROWS
 
     def _graph_rule(self, double: bool) -> Rule:
         return HessianRule(self._network) if self._hessian else GaussNewtonRule(self._network, double)

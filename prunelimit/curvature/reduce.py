@@ -32,6 +32,8 @@ class Reduced:
         nullity: Eigenvalues that are zero and were left behind.
         inputs: Input dimensions before and after.
         dead: Hidden units that were removed, per layer.
+        maps: Per prunable parameter, its shape before, the rows that are left and what its columns are multiplied by or
+            which of them are left; ``None`` for all.
     """
 
     model: nn.Sequential
@@ -40,6 +42,28 @@ class Reduced:
     nullity: int
     inputs: tuple[int, int]
     dead: tuple[int, ...]
+    maps: list[tuple[torch.Size, Tensor | None, Tensor | None]]
+
+    def restrict(self, vectors: Tensor) -> Tensor:
+        """Bring vectors of the whole network into the coordinates of the smaller one.
+
+        Args:
+            vectors: ``(..., D)``.
+
+        Returns:
+            ``(..., D - nullity)``; what is lost lies in the null space.
+        """
+        parts = []
+        for part, (shape, rows, columns) in zip(
+            vectors.split([shape.numel() for shape, _, _ in self.maps], -1), self.maps, strict=True
+        ):
+            block = part.reshape(*vectors.shape[:-1], *shape)
+            if columns is not None:
+                block = block[..., columns] if columns.dtype == torch.bool else block @ columns.to(block)
+            if rows is not None:
+                block = block[..., rows, :] if len(shape) == 2 else block[..., rows]
+            parts.append(block.flatten(vectors.ndim - 1))
+        return torch.cat(parts, -1)
 
 
 @torch.no_grad()
@@ -68,25 +92,31 @@ def reduce_mlp(model: nn.Module, data: Any, prunable: Sequence[str] | None = Non
     flat = torch.cat(rows).to(first.weight)
     alive = _active_units(chain, flat)
     weights: list[Tensor] = [linear.weight.detach() for linear, _ in chain]
+    rotation = None
     if len(flat) < first.in_features:
         # In float64: the coordinates must reproduce every inner product to the last digit of float32.
-        basis, triangle = torch.linalg.qr(flat.T.double())
-        flat, weights[0] = triangle.T.to(flat), (weights[0].double() @ basis).to(flat)
+        rotation, triangle = torch.linalg.qr(flat.T.double())
+        flat, weights[0] = triangle.T.to(flat), (weights[0].double() @ rotation).to(flat)
     if flat.shape[1] == first.in_features and all(bool(keep.all()) for keep in alive):
         return None
     modules: list[nn.Module] = []
     names: list[str] = []
+    maps: list[tuple[torch.Size, Tensor | None, Tensor | None]] = []
     before = None
     for (linear, activation), whole, keep in zip(chain, weights, [*alive, None], strict=True):
         weight = whole if before is None else whole[:, before]
-        bias = linear.bias
+        bias: Tensor | None = linear.bias
         if keep is not None:
             weight, bias = weight[keep], None if bias is None else bias[keep]
         small = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
         small.weight = nn.Parameter(weight.clone())
         if bias is not None:
             small.bias = nn.Parameter(bias.detach().clone())
-        names += [f"{len(modules)}.{n}" for n, p in linear.named_parameters() if id(p) in wanted]
+        for name, parameter in linear.named_parameters():
+            if id(parameter) in wanted:
+                names.append(f"{len(modules)}.{name}")
+                columns = rotation if before is None else before
+                maps.append((parameter.shape, keep, columns if parameter.ndim == 2 else None))
         modules += [small] if activation is None else [small, activation]
         before = keep
     smaller = nn.Sequential(*modules).train(model.training)
@@ -99,6 +129,7 @@ def reduce_mlp(model: nn.Module, data: Any, prunable: Sequence[str] | None = Non
         nullity=total - sum(parameters[name].numel() for name in names),
         inputs=(first.in_features, flat.shape[1]),
         dead=tuple(int((~keep).sum()) for keep in alive),
+        maps=maps,
     )
 
 

@@ -151,7 +151,8 @@ def limits_frame(cells: Sequence[Cell]) -> pd.DataFrame:
                 "formula": limit.sparsity,
                 "formula_low": limit.interval[0],
                 "formula_high": limit.interval[1],
-                "resolved": limit.resolved,
+                # A sample never resolves, however many products are made with it.
+                "resolved": limit.resolved and cell.spec.curvature_examples is None,
                 "lower": limit.lower,
                 "upper": limit.upper,
                 "directional": record["directional"]["sparsity"],

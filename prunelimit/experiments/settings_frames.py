@@ -34,8 +34,8 @@ REORTHOGONALISATION = "full"
 
 #: Columns that come from records.
 _RECORDED = (
-    *("examples", "total", "products", "row_space", "dead", "zero", "largest", "mu", "width", "resolved", "seconds"),
-    *("device", "torch", "commit"),
+    *("examples", "total", "products", "row_space", "dead", "zero", "together", "largest", "mu", "width"),
+    *("resolved", "seconds", "device", "torch", "commit"),
 )
 
 
@@ -52,7 +52,7 @@ def slq_frame(
     Returns:
         One row per spec: ``title``, ``task``, ``profile``, ``command`` (``run`` or ``resolve``), ``seed``, the settings
         ``images`` (0 for all), ``steps``, ``probes``, and from the record ``examples``, ``total``, ``products``, the
-        null space that was removed (``row_space``, ``dead``, ``zero``), ``largest``, ``mu``, ``width``, ``resolved``,
+        null space that was removed (``row_space``, ``dead`` and ``zero``, or ``together``), ``largest``, ``mu``, ``width``, ``resolved``,
         ``seconds``, ``device``, ``torch`` and ``commit``; what has no record is missing there.
     """
     rows = []
@@ -88,9 +88,7 @@ def _of_limit(cell: Cell | None) -> dict[str, Any]:
         "examples": limit.examples,
         "total": limit.total,
         "products": record["spectrum"]["products"],
-        "row_space": 0,
-        "dead": 0,
-        "zero": limit.spectrum.nullity,
+        "together": limit.spectrum.nullity,  # a limit's record does not tell how the zeros were known
         "largest": limit.spectrum.largest,
         "mu": 2 * limit.epsilon / limit.radius**2,
         "width": limit.interval[1] - limit.interval[0],
@@ -181,18 +179,22 @@ def slq_table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-_FOUND = ("D", "null space removed", "largest |λ|", "µ at the limit", "width (points)", "resolved", "seconds")
+#: Columns of the table that come from records.
+_FOUND = (
+    *("D", "null space removed", "row space", "dead units", "zero rows"),
+    *("largest |λ|", "µ at the limit", "width (points)", "resolved", "seconds"),
+)
 
 
 def _found(there: pd.DataFrame) -> dict[str, str]:
     """Put what the records of one setting say into words."""
     total = there.total.iloc[0]
-    names = {"row_space": "row space", "dead": "dead units", "zero": "zero rows"}
-    shares = {words: float(there[name].mean()) / total for name, words in names.items()}
-    removed = ", ".join(f"{words} {share:.2%}" for words, share in shares.items() if share)
+    parts = [float(there[name].mean()) / total for name in ("row_space", "dead", "zero")]
+    removed = np.nansum([*parts, float(there.together.mean()) / total])
     values = (
         f"{total:,.0f}",
-        removed or "none",
+        f"{removed:.2%}" if removed else "none",
+        *("—" if np.isnan(share) else f"{share:.2%}" for share in parts),
         f"{there.largest.mean():.3g}",
         f"{there.mu.mean():.2g}",
         f"{100 * there.width.max():.2f}",

@@ -69,7 +69,7 @@ def load_record(experiment: str, spec: Spec) -> dict[str, Any] | None:
         PruneLimitError: If the file is not the record that was written.
     """
     path = record_path(experiment, spec)
-    _trace(path)
+    trace(path)
     if not path.is_file():
         return None
     try:
@@ -84,7 +84,7 @@ def load_record(experiment: str, spec: Spec) -> dict[str, Any] | None:
     return record
 
 
-def _trace(path: Path) -> None:
+def trace(path: Path) -> None:
     """Note that a record was looked for, in the file that ``$PRUNELIMIT_TRACE`` names.
 
     The book builder executes a notebook again when a record that it looked for, found or not, has changed.

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from prunelimit import cli
 
-COMMANDS = ("predict", "run", "figure", "book", "data", "status", "doctor")
+COMMANDS = ("predict", "run", "resolve", "refit", "rows", "figure", "book", "data", "status", "doctor")
 
 
 @dataclasses.dataclass
@@ -78,6 +78,25 @@ def test_predict_reads_weights_from_a_file(tmp_path, call):
     assert "PruningLimit by formula" in done.stdout
 
 
+def test_rows_says_what_is_recorded_for_each_order(call):
+    from prunelimit.experiments.store import repository
+
+    done = call("rows", "fc5-cifar10", PRUNELIMIT_RESULTS=str(repository() / "results"))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["fc5-cifar10 quick seed 0"] * 2
+    assert ["order 1" in lines[0], "order 2" in lines[1]] == [True, True]
+
+
+@pytest.mark.parametrize("command", ["rows", "resolve"])
+def test_a_run_without_time_says_how_to_go_on(command, tmp_path, call):
+    words = (command, "fc5-cifar10", "--time-budget", "1e-9")
+    done = call(*words, PRUNELIMIT_RESULTS=str(tmp_path), PRUNELIMIT_CACHE=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("out of time; call again to go on")
+    assert len(done.stdout.splitlines()) == 1
+
+
 def test_status_shows_every_task(call):
     done = call("status")
     assert done.returncode == 0
@@ -118,6 +137,11 @@ def test_doctor_reports_a_damaged_record(tmp_path, call):
         (("run", "fc5-cifar10", "--seeds", "0"), "seeds=0 must be at least 1"),
         (("run", "fc5-cifar10", "--time-budget", "-5"), "time_budget=-5.0 must be positive"),
         (("run", "fc5-cifar10", "--device", "cuda:9"), "device='cuda:9' is not available"),
+        (("rows", "fc5-cifar"), "Did you mean 'fc5-cifar10'"),
+        (("rows", "fc5-cifar10", "--profile", "labtop"), "Did you mean 'laptop'"),
+        (("rows", "fc12-cifar10", "--profile", "laptop"), "has nothing of this kind for fc12-cifar10"),
+        (("rows", "fc5-cifar10", "--seeds", "0"), "seeds=0 must be at least 1"),
+        (("resolve", "fc5-cifar10", "--time-budget", "0"), "time_budget=0.0 must be positive"),
         (("figure", "fig99"), "notebook='fig99' is unknown"),
         (("data", "cifar11"), "Did you mean 'cifar10'"),
         (("data", "cifar10", "--from", "/no/such/folder"), "is not a folder"),

@@ -70,3 +70,17 @@ def test_no_plain_mlp_is_none() -> None:
 
 def test_sequences_of_vectors_are_left_alone() -> None:
     assert reduce_mlp(nn.Sequential(nn.Linear(4, 3)), (torch.randn(2, 7, 4), torch.zeros(2, 7, 3))) is None
+
+
+@pytest.mark.parametrize("names", [None, ["1.weight", "1.bias", "3.bias"]])
+def test_restricted_vectors_have_the_restricted_product(
+    reference_hessian: Callable[..., Tensor], names: list[str] | None
+) -> None:
+    model, whole = network(), data(8)
+    found = reduce_mlp(model, whole, names)
+    small = torch.cat([i for i, _ in found.batches]), torch.cat([t for _, t in found.batches])
+    large = reference_hessian(model, functional.cross_entropy, whole, names)
+    less = reference_hessian(found.model, functional.cross_entropy, small, found.prunable)
+    vectors = torch.randn(3, len(large), generator=torch.Generator().manual_seed(0)).double()
+    assert found.restrict(vectors).shape == (3, len(less))
+    torch.testing.assert_close(found.restrict(vectors) @ less, found.restrict(vectors @ large))

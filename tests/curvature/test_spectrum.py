@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunelimit.curvature import Spectrum, Tridiagonal, quadrature, spectrum
+from prunelimit.curvature import Spectrum, Tridiagonal, slq, spectrum
 from prunelimit.errors import PruneLimitError
 
 Operator = Callable[[Tensor], object]
@@ -231,14 +231,14 @@ def test_nullity_counts_eigenvalues_that_were_left_out_beforehand(matrix_operato
 
 def test_probes_side_by_side_are_the_probes_one_by_one(operator: object, monkeypatch: pytest.MonkeyPatch) -> None:
     together = spectrum(operator, steps=12, probes=3)
-    monkeypatch.setattr(quadrature, "free_memory", lambda device: 400 * 12 * 8 * 1.5)
+    monkeypatch.setattr(slq, "free_memory", lambda device: 400 * 12 * 8 * 1.5)
     apart = spectrum(operator, steps=12, probes=3)
     for one, other in zip(together.probes, apart.probes, strict=True):
         np.testing.assert_allclose(other.alpha, one.alpha, atol=1e-10)
 
 
 def test_basis_that_does_not_fit_is_refused_beforehand(operator: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quadrature, "free_memory", lambda device: 2e4)
+    monkeypatch.setattr(slq, "free_memory", lambda device: 2e4)
     with pytest.raises(PruneLimitError, match=r"steps=64 needs .* low_memory=True"):
         spectrum(operator)
     assert spectrum(operator, low_memory=True, steps=3).steps == 3

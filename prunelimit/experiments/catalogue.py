@@ -45,7 +45,7 @@ _RESNET20 = TrainSpec(dataset="cifar10", model="resnet20", epochs=200, lr=0.1, l
 
 
 #: Ours: training images and products with which the formula's number is resolved.
-_SIZES = ((500, 320), (2000, 320), (8000, 320), (None, 320))
+_SIZES = ((500, 320), (2000, 320), (8000, 320), (None, 400))
 
 
 @dataclasses.dataclass(frozen=True)

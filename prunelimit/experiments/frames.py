@@ -322,6 +322,7 @@ def resolution_frame(cells: Sequence[Cell], step_counts: Sequence[int] = ()) -> 
                         "largest": found.largest,
                         "mu": 2 * record["epsilon"] / limit.radius**2,
                         "measured": cell.record["measured"]["sparsity"],
+                        "accuracy": cell.record["accuracy"]["accuracy"],
                         "fine_tuned": (cell.record.get("fine_tuned") or {}).get("sparsity", np.nan),
                         "seconds": record["seconds"]["spectrum"],
                     }

@@ -57,8 +57,8 @@ def predict_limit(
             second-order expansion along the pruning path, when you want the better prediction of one-shot pruning for
             this one network; ``"refit"``, second-order refitting of the kept weights, when you want to predict the
             fine-tuned limit; ``"measured"``, bisection on the loss itself, when you want the truth for one-shot pruning.
-        steps: Curvature products per probe, for the formula. The certified interval shrinks a little slower than their
-            square; twice as many cost twice the time and memory.
+        steps: Curvature products per probe, for the formula. The certified interval shrinks faster than they grow
+            and slower than their square; twice as many cost twice the time and memory.
         probes: Random probes, for the formula; one is enough for a million weights.
         seed: Seed of the first probe and of the sample.
         examples: Examples behind the curvature, drawn at random, for the formula; by default all. The formula is then

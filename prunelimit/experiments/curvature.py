@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from prunelimit.curvature import HessianOperator, Spectrum, spectrum
 from prunelimit.curvature.reduce import reduced_operator
-from prunelimit.datasets import load_dataset
+from prunelimit.experiments.prepare import prepare
 from prunelimit.experiments.runner import OutOfTime, round_significant
 from prunelimit.experiments.specs import CurvatureSpec
 from prunelimit.experiments.store import load_record, provenance, save_record
@@ -22,7 +22,7 @@ from prunelimit.files import cache_folder, write_json
 from prunelimit.limit import CURVE_POINTS, default_epsilon, formula_limit
 from prunelimit.pruning.magnitude import MagnitudePath
 from prunelimit.threads import suited_threads
-from prunelimit.training import evaluate, train
+from prunelimit.training import evaluate
 
 EXPERIMENT = "curvature"
 
@@ -52,18 +52,15 @@ def run_curvature(
     """
     if recorded := load_record(EXPERIMENT, spec):
         return recorded
-    dataset = load_dataset(spec.train.dataset)
-    trained = train(spec.train, device=device, dataset=dataset, deadline=deadline, progress=progress)
-    if len(trained.history) < spec.train.epochs:
+    ready = prepare(spec, device, deadline, progress)
+    if ready is None:
         return None
-    data, model = dataset.on_device("train", device, spec.train.train_size), trained.model
+    data, model, sample = ready.data, ready.model, ready.sample
     begun = time.monotonic()
     with suited_threads(model):
         path = MagnitudePath(model)
         epsilon = default_epsilon(model, cross_entropy, list(data.batches(128)))
         dense = evaluate(model, data)
-        generator = torch.Generator().manual_seed(spec.train.seed)
-        sample = data.tensors(spec.examples, None if spec.examples is None else generator)
         operator, reduced = reduced_operator(HessianOperator, model, cross_entropy, sample)
 
         def watch(known: Spectrum) -> dict[str, Any]:
@@ -97,7 +94,7 @@ def run_curvature(
         source = provenance(device, torch.get_num_threads())
     record = {
         "label": label or {},
-        "data": dataset.digests,
+        "data": ready.dataset.digests,
         "provenance": source,
         "seconds": {"spectrum": round(spent, 2)},
         "dense": {"train_loss": dense[0], "train_accuracy": dense[1]},

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from prunelimit.curvature import HessianOperator
-from prunelimit.datasets import load_dataset
+from prunelimit.experiments.prepare import prepare
 from prunelimit.experiments.runner import as_plain
 from prunelimit.experiments.specs import RefitSpec
 from prunelimit.experiments.store import load_record, provenance, save_record
@@ -17,7 +17,7 @@ from prunelimit.limit import default_epsilon
 from prunelimit.pruning.magnitude import MagnitudePath
 from prunelimit.refit import refit_limit
 from prunelimit.threads import suited_threads
-from prunelimit.training import evaluate, train
+from prunelimit.training import evaluate
 
 EXPERIMENT = "refit"
 
@@ -44,22 +44,19 @@ def run_refit(
     """
     if recorded := load_record(EXPERIMENT, spec):
         return recorded
-    dataset = load_dataset(spec.train.dataset)
-    trained = train(spec.train, device=device, dataset=dataset, deadline=deadline, progress=progress)
-    if len(trained.history) < spec.train.epochs:
+    ready = prepare(spec, device, deadline, progress)
+    if ready is None:
         return None
-    data, model = dataset.on_device("train", device, spec.train.train_size), trained.model
+    data, model, sample = ready.data, ready.model, ready.sample
     with suited_threads(model):
         epsilon = default_epsilon(model, cross_entropy, list(data.batches(128)))
         dense = evaluate(model, data)
-        generator = torch.Generator().manual_seed(spec.train.seed)
-        sample = data.tensors(spec.examples, None if spec.examples is None else generator)
         operator = HessianOperator(model, cross_entropy, sample)
         limit = refit_limit(operator, MagnitudePath(model), epsilon, tolerance=spec.tolerance)
         source = provenance(device, torch.get_num_threads())
     record = {
         "label": label or {},
-        "data": dataset.digests,
+        "data": ready.dataset.digests,
         "provenance": source,
         "seconds": {"refit": round(limit.cost["seconds"], 2)},
         "dense": {"train_loss": dense[0], "train_accuracy": dense[1]},

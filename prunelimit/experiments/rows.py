@@ -14,13 +14,13 @@ from torch.nn.functional import cross_entropy
 
 from prunelimit.curvature import HessianOperator
 from prunelimit.curvature.rows import RowNorms, exact_rows, row_norm_bound, row_norms
-from prunelimit.datasets import load_dataset
+from prunelimit.experiments.prepare import prepare
 from prunelimit.experiments.runner import OutOfTime, Steps, round_significant
 from prunelimit.experiments.specs import RowsSpec
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder
 from prunelimit.threads import suited_threads
-from prunelimit.training import evaluate, train
+from prunelimit.training import evaluate
 
 EXPERIMENT = "rows"
 
@@ -62,17 +62,14 @@ def run_rows(
     """
     if found := load_record(EXPERIMENT, spec):
         return found
-    dataset = load_dataset(spec.train.dataset)
-    trained = train(spec.train, device=device, dataset=dataset, deadline=deadline, progress=progress)
-    if len(trained.history) < spec.train.epochs:
+    ready = prepare(spec, device, deadline, progress)
+    if ready is None:
         return None
-    data, model = dataset.on_device("train", device, spec.train.train_size), trained.model
+    data, model, sample = ready.data, ready.model, ready.sample
     cache, both = cache_folder() / "rows", dataclasses.replace(spec, order=1, probes=2)
     estimating = Steps(cache / spec.hash / "steps.json", deadline)
     checking = Steps(cache / f"exact-{both.hash}" / "steps.json", deadline)
     with suited_threads(model):
-        generator = torch.Generator().manual_seed(spec.train.seed)
-        sample = data.tensors(spec.examples, None if spec.examples is None else generator)
         operator = HessianOperator(model, cross_entropy, sample)
         picked = np.sort(np.random.default_rng(spec.train.seed).choice(operator.dimension, spec.checked, replace=False))
         try:
@@ -91,7 +88,7 @@ def run_rows(
     each = seconds["exact"] / max(spec.checked, 1)
     record = {
         "label": label or {},
-        "data": dataset.digests,
+        "data": ready.dataset.digests,
         "provenance": source,
         "seconds": seconds,
         "cost": {

@@ -127,7 +127,7 @@ _TASKS = (
             "paper": _SIZES,
         },
         rows={"quick": None, "laptop": 2000},
-        refits={"quick": None, "laptop": 4000},
+        refits={"quick": None, "laptop": 2000},
     ),
     Task(
         "fc12-cifar10",

@@ -1,0 +1,54 @@
+"""What the commands of the command line share: their options, and how they speak."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from prunelimit.errors import PruneLimitError
+
+out = Console()
+
+OUT_OF_TIME = "out of time; call again to go on"
+
+
+def say(text: str) -> None:
+    """Print text without wrapping it: commands in it are there to be copied."""
+    out.print(text, soft_wrap=True, highlight=False)
+
+
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")]
+Experiment = Annotated[str, typer.Argument(help="A task of the catalogue (see `status`), or all.")]
+Profile = Annotated[str, typer.Option(help="quick, laptop or paper.")]
+Seeds = Annotated[int, typer.Option(help="How many seeds, from 0.")]
+Budget = Annotated[float | None, typer.Option(help="Seconds after which nothing new is begun; call again to go on.")]
+Threads = Annotated[int, typer.Option(help="Threads for torch; 0 leaves its choice.")]
+
+
+def check_device(device: str) -> str:
+    """Return the device, or say that this machine does not have it."""
+    import torch
+
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise PruneLimitError(f"device={device!r} is not available on this machine: use --device cpu.")
+    return device
+
+
+def deadline_of(time_budget: float | None) -> float | None:
+    """Turn a time budget into a value of the monotonic clock."""
+    if time_budget is None:
+        return None
+    if time_budget <= 0:
+        raise PruneLimitError(f"time_budget={time_budget!r} must be positive: it is a number of seconds.")
+    return time.monotonic() + time_budget
+
+
+def use_threads(count: int) -> None:
+    """Set the threads of torch; zero leaves its choice."""
+    import torch
+
+    if count:
+        torch.set_num_threads(count)

@@ -1,0 +1,181 @@
+"""The commands that make records of experiments, and the one that lists them."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from prunelimit.cli_options import (
+    OUT_OF_TIME,
+    Budget,
+    Device,
+    Experiment,
+    Profile,
+    Seeds,
+    Threads,
+    check_device,
+    deadline_of,
+    out,
+    say,
+    use_threads,
+)
+from prunelimit.errors import unknown_name
+
+
+def run(
+    experiment: Experiment = "all",
+    profile: Annotated[
+        str, typer.Option(help="quick (digits, seconds), laptop (CIFAR-10 on a CPU) or paper (one GPU).")
+    ] = "quick",
+    seeds: Seeds = 3,
+    missing: Annotated[bool, typer.Option("--missing", help="Say nothing of cells that are recorded already.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Compute recorded cells anew and replace their records.")
+    ] = False,
+    time_budget: Budget = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+) -> None:
+    """Train, prune, predict and measure; write one record per seed into results/.
+
+    A run may be stopped at any moment, by any means: the next call goes on from the last finished epoch or step.
+
+    Example: `prunelimit run fc5-cifar10 --profile laptop --seeds 3 --missing --time-budget 540`
+    """
+    from prunelimit.experiments.catalogue import PROFILES, find_tasks
+    from prunelimit.experiments.runner import EXPERIMENT, check_seeds, run_limit
+    from prunelimit.experiments.store import load_record
+
+    check_device(device)
+    if profile not in PROFILES:
+        raise unknown_name("profile", profile, PROFILES)
+    deadline = deadline_of(time_budget)
+    use_threads(threads)
+    tasks = [
+        t
+        for t in find_tasks(None if experiment == "all" else experiment)
+        if experiment != "all" or profile in t.profiles
+    ]
+    for task in tasks:
+        for seed in check_seeds(seeds):
+            spec, name = task.spec(profile, seed), f"{task.name} {profile} seed {seed}"
+            recorded = load_record(EXPERIMENT, spec) is not None
+            if recorded and not again:
+                if not missing:
+                    say(f"{name}: recorded already ({spec.hash}); --again computes it anew")
+                continue
+            start = time.monotonic()
+            label = {"task": task.name, "profile": profile}
+            record = run_limit(spec, label=label, device=device, deadline=deadline, fresh=recorded, progress=True)
+            if record is None:
+                say(f"{name}: {OUT_OF_TIME}")
+                return
+            limit = record["measured"]["sparsity"]
+            say(f"{name}: recorded ({spec.hash}), measured limit {limit:.1%}, {time.monotonic() - start:.0f} s")
+
+
+def refit(
+    experiment: Experiment = "all",
+    profile: Profile = "quick",
+    seeds: Seeds = 3,
+    time_budget: Budget = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+) -> None:
+    """Predict the limit if the kept weights are refitted, by trust-region steps; one record per seed.
+
+    Example: `prunelimit refit fc5-cifar10`
+    """
+    from prunelimit.experiments.catalogue import Task
+    from prunelimit.experiments.refit import run_refit
+    from prunelimit.experiments.several import make_records
+
+    options: Any = {"device": check_device(device), "deadline": deadline_of(time_budget)}
+    use_threads(threads)
+    for name, spec, done in make_records(experiment, profile, seeds, Task.refit_specs, run_refit, **options):
+        say(f"{name}: recorded ({spec.hash})" if done else f"{name}: {OUT_OF_TIME}")
+
+
+def resolve(
+    experiment: Experiment = "all",
+    profile: Profile = "quick",
+    seeds: Seeds = 1,
+    time_budget: Budget = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+) -> None:
+    """Probe the spectrum with samples of several sizes, until the formula's number is resolved.
+
+    The Lanczos process is kept: a run that was stopped, or that is given more products, goes on from the last one.
+
+    Example: `prunelimit resolve fc5-cifar10 --profile laptop`
+    """
+    from prunelimit.experiments.catalogue import Task
+    from prunelimit.experiments.curvature import run_curvature
+    from prunelimit.experiments.several import make_records
+
+    options: Any = {"device": check_device(device), "deadline": deadline_of(time_budget)}
+    use_threads(threads)
+    for name, spec, done in make_records(experiment, profile, seeds, Task.curvature_specs, run_curvature, **options):
+        say(f"{name}: recorded ({spec.hash}), {spec.steps} products" if done else f"{name}: {OUT_OF_TIME}")
+
+
+def rows(
+    experiment: Experiment = "all",
+    profile: Profile = "quick",
+    seeds: Seeds = 1,
+    time_budget: Budget = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+) -> None:
+    """Estimate the norms of all rows of the Hessian from a few products, and check some of them exactly.
+
+    Finished parts are kept: a run that was stopped goes on from the last one.
+
+    Example: `prunelimit rows fc5-cifar10 --profile quick`
+    """
+    from prunelimit.experiments.catalogue import Task
+    from prunelimit.experiments.rows import run_rows
+    from prunelimit.experiments.several import make_records
+
+    options: Any = {"device": check_device(device), "deadline": deadline_of(time_budget)}
+    use_threads(threads)
+    for name, spec, done in make_records(experiment, profile, seeds, Task.row_specs, run_rows, **options):
+        rest = f"recorded ({spec.hash}), order {spec.order}, {spec.probes} products and {spec.checked} exact rows"
+        say(f"{name}: {rest if done else OUT_OF_TIME}")
+
+
+def status(seeds: Annotated[int, typer.Option(help="How many seeds to look for.")] = 3) -> None:
+    """Show the catalogue: which cells are recorded, by task and profile.
+
+    Example: `prunelimit status`
+    """
+    from prunelimit.experiments.catalogue import PROFILES, TASKS
+    from prunelimit.experiments.runner import EXPERIMENT, check_seeds
+    from prunelimit.experiments.store import load_record, results_folder
+
+    table = Table("task", *reversed(PROFILES), title=f"recorded seeds in {results_folder()}")
+    for task in TASKS.values():
+        row = []
+        for profile in reversed(PROFILES):
+            if profile not in task.profiles:
+                row.append("-")
+                continue
+            there = [s for s in check_seeds(seeds) if load_record(EXPERIMENT, task.spec(profile, s))]
+            row.append(f"{len(there)} of {seeds}" if there else "none")
+        table.add_row(task.name, *row)
+    out.print(table)
+    say("fill a cell with: prunelimit run TASK --profile PROFILE --missing")
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register the commands of this module.
+
+    Args:
+        app: The command line.
+    """
+    for command in (run, resolve, refit, rows, status):
+        app.command()(command)

@@ -59,7 +59,8 @@ def same_work_frame() -> pd.DataFrame:
                     "what it does": record["methods"][name]["what"],
                 }
             )
-    return pd.DataFrame(rows)
+    names = ["network", "N", "steps", "rounds", "method", "CPU seconds", "ours / it", "aim", "what it does"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def product_frame() -> pd.DataFrame:
@@ -68,6 +69,7 @@ def product_frame() -> pd.DataFrame:
     Returns:
         One row per network.
     """
+    names = ["network", "N", "rule", "rows per pass", "gradients per product", "aim"]
     return pd.DataFrame(
         [
             {
@@ -79,5 +81,6 @@ def product_frame() -> pd.DataFrame:
                 "aim": record["product"]["target"],
             }
             for record in load_benchmarks("same-work")
-        ]
+        ],
+        columns=names,
     )

@@ -262,7 +262,7 @@ METHODS = {
         Method(
             "prunelimit",
             None,
-            "HessianOperator with its own choice of rule and batch, lanczos with one blocked reorthogonalisation",
+            "HessianOperator with its own choice of rule and batch, of a plain MLP in the row space of its inputs; lanczos with one blocked reorthogonalisation",
             Ours,
         ),
         Method(

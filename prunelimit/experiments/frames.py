@@ -325,6 +325,9 @@ def resolution_frame(cells: Sequence[Cell], step_counts: Sequence[int] = ()) -> 
                         "accuracy": cell.record["accuracy"]["accuracy"],
                         "fine_tuned": (cell.record.get("fine_tuned") or {}).get("sparsity", np.nan),
                         "seconds": record["seconds"]["spectrum"],
+                        "device": record["provenance"]["device"],
+                        "commit": (record["provenance"]["commit"] or "none")[:10],
+                        "command": f"prunelimit resolve {cell.task.name} --profile {cell.profile}",
                     }
                 )
     return pd.DataFrame(rows)

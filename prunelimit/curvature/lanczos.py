@@ -51,6 +51,10 @@ class Tridiagonal:
     alpha: np.ndarray
     beta: np.ndarray
 
+    def truncated(self, steps: int) -> Tridiagonal:
+        """Return what the first so many steps left."""
+        return Tridiagonal(self.alpha[:steps], self.beta[:steps])
+
 
 def scrambled_seed(seed: int, purpose: str = "probe") -> int:
     """Turn a small seed into one that no network was initialised from.

@@ -151,8 +151,7 @@ class Spectrum:
         Returns:
             The spectrum of the first so many steps.
         """
-        cut = tuple(Tridiagonal(p.alpha[:steps], p.beta[:steps]) for p in self.probes)
-        return dataclasses.replace(self, probes=cut)
+        return dataclasses.replace(self, probes=tuple(probe.truncated(steps) for probe in self.probes))
 
     @property
     def active(self) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +22,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from prunelimit.curvature.lanczos import SymmetricOperator
+from prunelimit.curvature.lanczos import SymmetricOperator, scrambled_seed
 from prunelimit.errors import PruneLimitError
 from prunelimit.progress import ProgressLine
 
@@ -149,9 +148,8 @@ def row_norms(
 
 
 def _generator(purpose: str, seed: int, probe: int = 0) -> torch.Generator:
-    """Make a generator that no network is initialised from; see ``lanczos.sphere_vector`` for why."""
-    digest = hashlib.sha256(f"{purpose} {seed} {probe}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+    """Make a generator that no network is initialised from; see ``lanczos.scrambled_seed`` for why."""
+    return torch.Generator().manual_seed(scrambled_seed(probe, f"{purpose} {seed}"))
 
 
 def _probe(operator: SymmetricOperator, order: int, seed: int, probe: int) -> Tensor:

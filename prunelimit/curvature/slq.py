@@ -14,6 +14,7 @@ from prunelimit.curvature.active import ActiveOperator
 from prunelimit.curvature.lanczos import LanczosRun, SymmetricOperator, Tridiagonal, basis_bytes, sphere_vector
 from prunelimit.curvature.operator import free_memory
 from prunelimit.curvature.quadrature import Spectrum
+from prunelimit.curvature.rows import zero_rows
 from prunelimit.errors import PruneLimitError
 from prunelimit.files import atomic_file
 from prunelimit.progress import ProgressLine
@@ -72,12 +73,12 @@ def spectrum(
         raise PruneLimitError("low_memory=True keeps no basis to continue from: leave folder out.")
     steps = min(steps, operator.dimension)
     together = _probes_at_once(operator, steps, probes, low_memory)
+    size = basis_bytes(operator.dimension, 3 if low_memory else steps, together, operator.dtype)
     if progress:
-        size = basis_bytes(operator.dimension, 3 if low_memory else steps, together, operator.dtype) / 2**30
         free = free_memory(operator.device) / 2**30
-        print(f"Lanczos: basis of {size:.2f} GiB, {free:.1f} GiB are free", file=sys.stderr, flush=True)
+        print(f"Lanczos: basis of {size / 2**30:.2f} GiB, {free:.1f} GiB are free", file=sys.stderr, flush=True)
     if hasattr(operator, "reserve"):
-        operator.reserve = basis_bytes(operator.dimension, 3 if low_memory else steps, together, operator.dtype)
+        operator.reserve = size
     reduced, first = _without_zero_rows(operator, seed, range(min(together, probes)), folder)
     zeros = operator.dimension - reduced.dimension
     steps = min(steps, reduced.dimension)
@@ -110,12 +111,8 @@ def spectrum(
                 finally:
                     if place is not None and run.steps:
                         run.save(place, **about)
-        found += [_cut(t, steps) for t in run.tridiagonals]
+        found += [t.truncated(steps) for t in run.tridiagonals]
     return known()
-
-
-def _cut(found: Tridiagonal, steps: int) -> Tridiagonal:
-    return Tridiagonal(found.alpha[:steps], found.beta[:steps])
 
 
 def _probes_at_once(operator: SymmetricOperator, steps: int, probes: int, low_memory: bool) -> int:
@@ -148,7 +145,7 @@ def _without_zero_rows(
     else:
         starts = _starts(operator, operator, seed, group).to(operator.dtype)
         products = (operator @ starts[0])[None] if len(starts) == 1 else (operator @ starts.T).T
-        active = (products != 0).any(0).cpu()
+        active = ~zero_rows(operator, products.T).cpu()
         if kept is not None:
             with atomic_file(kept) as path, open(path, "wb") as file:
                 np.save(file, active.numpy())

@@ -8,18 +8,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
 from prunelimit.curvature import HessianOperator, Spectrum, spectrum
 from prunelimit.curvature.reduce import reduced_operator
 from prunelimit.experiments.prepare import prepare
-from prunelimit.experiments.runner import OutOfTime, round_significant
+from prunelimit.experiments.runner import OutOfTime, recorded_distance
 from prunelimit.experiments.specs import CurvatureSpec
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder, write_json
-from prunelimit.limit import CURVE_POINTS, default_epsilon, formula_limit
+from prunelimit.limit import default_epsilon, formula_limit
 from prunelimit.pruning.magnitude import MagnitudePath
 from prunelimit.threads import suited_threads
 from prunelimit.training import evaluate
@@ -100,7 +99,7 @@ def run_curvature(
         "dense": {"train_loss": dense[0], "train_accuracy": dense[1]},
         "epsilon": epsilon,
         "total": path.total,
-        "radius": round_significant(path.distance[np.linspace(0, path.total, CURVE_POINTS + 1).round().astype(int)]),
+        "radius": recorded_distance(path),
         "examples": operator.examples,
         "products": sum(len(probe.alpha) for probe in found.probes),
         "reduced": None if reduced is None else {"inputs": list(reduced.inputs), "dead": list(reduced.dead)},

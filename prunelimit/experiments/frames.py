@@ -35,6 +35,12 @@ MEASURES = {
 }
 
 
+def fine_distance(record: dict[str, Any]) -> np.ndarray:
+    """Return a record's distances R, interpolated onto the grid on which the root is sought, ``(FINE_GRID,)``."""
+    radius = np.array(record["radius"])
+    return np.interp(np.linspace(0, 1, FINE_GRID), np.linspace(0, 1, len(radius)), radius)
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One recorded run of the catalogue.
@@ -56,8 +62,7 @@ class Cell:
     @functools.cached_property
     def limit(self) -> PruningLimit:
         """The formula's limit, solved now from the recorded Lanczos coefficients and distances."""
-        radius = np.array(self.record["radius"])
-        fine = np.interp(np.linspace(0, 1, FINE_GRID), np.linspace(0, 1, len(radius)), radius)
+        fine = fine_distance(self.record)
         found = Spectrum.from_dict(self.record["spectrum"])
         cost = {"products": self.record["spectrum"]["products"], "seconds": self.record["seconds"]["spectrum"]}
         examples = self.record["spectrum"]["examples"]
@@ -295,8 +300,7 @@ def resolution_frame(cells: Sequence[Cell], step_counts: Sequence[int] = ()) -> 
             record = load_record(CURVATURE, spec)
             if record is None:
                 continue
-            radius = np.array(record["radius"])
-            fine = np.interp(np.linspace(0, 1, FINE_GRID), np.linspace(0, 1, len(radius)), radius)
+            fine = fine_distance(record)
             whole = Spectrum.from_dict(record["spectrum"])
             for steps in sorted({k for k in step_counts if k < whole.steps} | {whole.steps}):
                 found = whole.truncated(steps)

@@ -13,7 +13,7 @@ import pandas as pd
 from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.experiments.catalogue import find_tasks
 from prunelimit.experiments.curvature import EXPERIMENT as CURVATURE
-from prunelimit.experiments.frames import FINE_GRID, Cell
+from prunelimit.experiments.frames import Cell, fine_distance
 from prunelimit.experiments.rows import EXPERIMENT, run_rows
 from prunelimit.experiments.specs import RowsSpec
 from prunelimit.experiments.store import load_record
@@ -217,8 +217,7 @@ def bound_frame(found: Sequence[RowsCell]) -> pd.DataFrame:
     rows = []
     for part in (part for part in found if part.spec.order == 2):
         record, cell = part.record, part.cell
-        radius = np.array(cell.record["radius"])
-        distance = np.interp(np.linspace(0, 1, FINE_GRID), np.linspace(0, 1, len(radius)), radius)
+        distance = fine_distance(cell.record)
         epsilon, total = cell.record["epsilon"], record["total"]
         spectrum = _spectrum(part)
         limit = formula_limit(spectrum, distance, epsilon)

@@ -93,6 +93,11 @@ def round_significant(values: np.ndarray, digits: int = 8) -> list[float]:
     return [float(f"{v:.{digits}g}") for v in np.asarray(values, dtype=float)]
 
 
+def recorded_distance(path: MagnitudePath) -> list[float]:
+    """Return the distances R at equally spaced sparsities, few enough for a record; ``frames.fine_distance`` reads them."""
+    return round_significant(path.distance[np.linspace(0, path.total, CURVE_POINTS + 1).round().astype(int)])
+
+
 def as_plain(limit: PruningLimit) -> dict[str, Any]:
     """Return a limit with the points of its search as plain JSON values."""
     return limit.to_dict() | {"points": limit.curve.round(8).to_dict("list")}
@@ -202,7 +207,7 @@ def _measure(
         "dense": dense,
         "epsilon": epsilon,
         "total": path.total,
-        "radius": round_significant(path.distance[np.linspace(0, path.total, CURVE_POINTS + 1).round().astype(int)]),
+        "radius": recorded_distance(path),
         "spectrum": steps("spectrum", probe),
         "directional": steps("directional", directional),
         "measured": steps("measured", measured),

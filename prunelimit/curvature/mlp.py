@@ -13,6 +13,9 @@ weights along V gives (Pearlmutter 1994, the R-operator)
 The activations and the :math:`\delta_l` do not depend on V: they are computed once. What is left is six matrix products per
 layer where a gradient has three, and two for the first layer, where a gradient has two as well. Without the terms in
 :math:`\delta_l` it is the product of the generalised Gauss-Newton matrix.
+
+Inputs in the coordinates of :func:`~prunelimit.curvature.reduce.reduce_mlp` are lower triangular. What lies right of a
+staircase is zero, and both products of the first layer leave it out: that is up to half of their work.
 """
 
 from __future__ import annotations
@@ -28,6 +31,12 @@ from prunelimit.errors import PruneLimitError
 
 #: Modules that do nothing in evaluation mode.
 _SILENT = (nn.Identity, nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+#: Rows per step of a staircase: fewer make the matrix products slow, more leave zeros in.
+_STEP = 256
+
+#: A staircase pays if it leaves out at least this share of the inputs.
+_WORTH = 0.1
 
 #: Activations whose second derivative is zero, given as what they multiply negative inputs with.
 _PIECEWISE_LINEAR = (nn.ReLU, nn.LeakyReLU)
@@ -126,6 +135,7 @@ class MLPState:
         bends: Per hidden layer, second derivative of a smooth activation times the derivative of the loss by its output.
         output: Logits as a leaf, ``(rows, out)``.
         output_gradient: Derivative of the loss by them, differentiable.
+        steps: Rows of the first inputs and how many of their columns are not all zero, the widest first.
     """
 
     loss: Tensor
@@ -136,6 +146,7 @@ class MLPState:
     bends: list[Tensor | None]
     output: Tensor
     output_gradient: Tensor
+    steps: list[tuple[slice, int]]
 
     @property
     def nbytes(self) -> int:
@@ -204,7 +215,8 @@ class MLPRule:
                 bends.insert(0, None if curve is None else curve.mul_(back))
                 delta = _through(self.layers[k - 1].activation, back, kept[k], slopes[k - 1])
                 deltas.insert(0, delta)
-        return MLPState(loss.detach(), tuple(gradients), kept, deltas, slopes, bends, output, upper)  # type: ignore[arg-type]
+        steps = _staircase(kept[0])
+        return MLPState(loss.detach(), tuple(gradients), kept, deltas, slopes, bends, output, upper, steps)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def product(self, state: MLPState, column: Sequence[Tensor], *, hessian: bool) -> tuple[Tensor, ...]:
@@ -228,7 +240,7 @@ class MLPRule:
         for k in range(len(self.layers) - 1, -1, -1):
             layer, before = self.layers[k], moved[k - 1] if k else None
             if layer.weight is not None:
-                rows = u.T @ state.inputs[k]
+                rows = u.T @ state.inputs[k] if k else _outer(u, state)
                 if hessian and before is not None:
                     rows.addmm_(state.deltas[k].T, before)
                 result[layer.weight] = rows
@@ -253,7 +265,7 @@ class MLPRule:
         for k, layer in enumerate(self.layers):
             z: Tensor | None = None
             if layer.weight is not None:
-                z = state.inputs[k] @ column[layer.weight].T
+                z = state.inputs[k] @ column[layer.weight].T if k else _moved_by(column[layer.weight], state)
             if before is not None:
                 z = before @ layer.linear.weight.T if z is None else z.addmm_(before, layer.linear.weight.T)
             if layer.bias is not None:
@@ -270,6 +282,42 @@ class MLPRule:
             moved.append(z)
             before = z
         return moved, bent
+
+
+def _staircase(inputs: Tensor) -> list[tuple[slice, int]]:
+    """Cut the rows into steps, each with the columns that it needs; one step if hardly anything is zero."""
+    total, width = inputs.shape
+    steps = []
+    for start in range(0, total, _STEP):
+        rows = slice(start, min(start + _STEP, total))
+        used = inputs[rows].any(0).nonzero()
+        steps.append((rows, int(used[-1]) + 1 if len(used) else 0))
+    held = sum((rows.stop - rows.start) * columns for rows, columns in steps)
+    if held > (1 - _WORTH) * total * width:
+        return [(slice(0, total), width)]
+    return sorted(steps, key=lambda step: -step[1])
+
+
+def _moved_by(weight: Tensor, state: MLPState) -> Tensor:
+    """Multiply the first inputs by the transpose of a weight."""
+    inputs = state.inputs[0]
+    if len(state.steps) == 1:
+        return inputs @ weight.T
+    result = inputs.new_empty(len(inputs), len(weight))
+    for rows, columns in state.steps:
+        torch.mm(inputs[rows, :columns], weight[:, :columns].T, out=result[rows])
+    return result
+
+
+def _outer(u: Tensor, state: MLPState) -> Tensor:
+    """Multiply the transpose of ``(rows, out)`` by the first inputs."""
+    inputs = state.inputs[0]
+    if len(state.steps) == 1:
+        return u.T @ inputs
+    result = inputs.new_zeros(u.shape[1], inputs.shape[1])
+    for rows, columns in state.steps:
+        result[:, :columns].addmm_(u[rows].T, inputs[rows, :columns])
+    return result
 
 
 def _activate(activation: nn.Module | None, z: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 from torch.nn import functional
 
+from prunelimit.curvature import mlp as mlp_module
 from prunelimit.curvature.mlp import linear_chain, mlp_rule
 from prunelimit.errors import PruneLimitError
 
@@ -90,6 +92,35 @@ def test_products_are_the_dense_matrices(
     expected = loss(model(data[0]), data[1])
     torch.testing.assert_close(state.loss, expected.detach())
     torch.testing.assert_close(flat(state.gradients), flat(torch.autograd.grad(expected, parameters)))
+
+
+@given(
+    seed=st.integers(0, 1000), rows=st.integers(1, 20), columns=st.lists(st.integers(0, 6), min_size=20, max_size=20)
+)
+def test_zeros_right_of_a_staircase_change_nothing_but_the_work(seed: int, rows: int, columns: list[int]) -> None:
+    model, generator = network(nn.ReLU()), torch.Generator().manual_seed(seed)
+    inputs = torch.randn(rows, 6, generator=generator).double()
+    for row, width in zip(inputs, columns, strict=False):
+        row[width:] = 0
+    targets = torch.randint(3, (rows,), generator=generator)
+    parameters = [model[1].weight, model[1].bias, model[4].weight]
+    vector = cut(torch.randn(sum(p.numel() for p in parameters), generator=generator).double(), parameters)
+    rule = mlp_rule(model, functional.cross_entropy, parameters)
+    assert rule is not None
+    whole = rule.state(inputs, targets)
+    with mock.patch.object(mlp_module, "_STEP", 3):
+        cut_up = rule.state(inputs, targets)
+    covered = torch.zeros_like(inputs, dtype=torch.bool)
+    for part, width in cut_up.steps:
+        covered[part, :width] = True
+    assert not inputs[~covered].any()
+    if rows > 3 and max(columns[:rows]) <= 4:
+        assert not covered.all()
+    for hessian in (True, False):
+        found = rule.product(cut_up, vector, hessian=hessian)
+        torch.testing.assert_close(
+            flat(found), flat(rule.product(whole, vector, hessian=hessian)), rtol=1e-12, atol=1e-14
+        )
 
 
 @given(seed=st.integers(0, 10**6))

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ class Builder:
         return len(stale)
 
     def write_stage(self) -> str:
-        """Bring the staging folder up to date: configuration, chapters, executed notebooks, the cover picture.
+        """Bring the staging folder up to date: configuration, chapters, executed notebooks, and what is made from records.
 
         Returns:
             A digest of everything in it.
@@ -149,6 +149,7 @@ class Builder:
             )
             wanted[Path("notebooks") / f"{name}.ipynb"] = text.encode()
         wanted[Path("book/_static/limit.svg")] = self.picture()
+        wanted |= self.sliders()
         for relative, content in wanted.items():
             target = self.stage / relative
             # Files that did not change keep their time stamp, so that Sphinx reads only the others again.
@@ -162,23 +163,61 @@ class Builder:
             f"{relative} {hashlib.sha256(content).hexdigest()}" for relative, content in sorted(wanted.items())
         )
 
-    def picture(self) -> bytes:
-        """Draw the answer in one picture from the best records of each task; drawn again only if one changed."""
+    def kept(self, name: str, make: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
+        """Return files made from the records; made again only if a record or the library changed.
+
+        Args:
+            name: Folder that keeps them, beside the executed notebooks.
+            make: Makes them.
+
+        Returns:
+            File name to content.
+        """
         records = sorted((self.root / "results").rglob("*.json"))
         key = _digest([self.library_digest(), *(f"{r.name} {_file_digest(r)}" for r in records)])
-        kept = self.executed / f"limit-{key[:16]}.svg"
-        if not kept.is_file():
-            for old in self.executed.glob("limit-*.svg"):
-                old.unlink()
+        folder = self.executed / f"{name}-{key[:16]}"
+        if not folder.is_dir():
+            for old in self.executed.glob(f"{name}-*"):
+                shutil.rmtree(old)
+            files = make()
+            incoming = self.executed / f"{name}-new"
+            incoming.mkdir(parents=True)
+            for file, content in files.items():
+                (incoming / file).write_bytes(content)
+            incoming.rename(folder)
+        return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+    def picture(self) -> bytes:
+        """Draw the answer in one picture from the best records of each task."""
+
+        def make() -> dict[str, bytes]:
             from prunelimit import figures
             from prunelimit.experiments import frames
 
             cells = frames.load_cells()
             limits = frames.limits_frame(cells)
             cover = figures.plot_cover(cells[0].limit, f"{cells[0].title}, seed {cells[0].seed}", limits)
-            with atomic_file(kept) as temporary:
-                temporary.write_bytes(figures.as_svg(cover, figures.describe_limits(limits)))
-        return kept.read_bytes()
+            return {"limit.svg": figures.as_svg(cover, figures.describe_limits(limits))}
+
+        return self.kept("cover", make)["limit.svg"]
+
+    def sliders(self) -> dict[Path, bytes]:
+        """Gather what the page with the sliders needs: the recorded spectra, and the table for readers without scripts."""
+        if not (self.root / "book" / "explore.md").is_file():
+            return {}
+
+        def make() -> dict[str, bytes]:
+            from prunelimit.experiments import explore
+
+            views = explore.load_views(explore.recorded_cells())
+            data = explore.as_script(explore.explore_data(views))
+            return {"explore-data.js": data, "explore-table.md": explore.as_table(views)}
+
+        files = self.kept("explore", make)
+        return {
+            Path("book/_static/explore-data.js"): files["explore-data.js"],
+            Path("book/explore-table.md"): files["explore-table.md"],
+        }
 
     def build_html(self, digest: str) -> bool:
         """Run Sphinx over the stage, and put the result in place if it is complete.
@@ -201,6 +240,7 @@ class Builder:
         environment = os.environ | {"PYTHONWARNINGS": "ignore"}
         done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
         fresh = self.stage / "_build" / "html"
+        self.copy_static(fresh)
         pages = [f"{page}.html" for page in toc_pages(self.root / "_toc.yml")]
         missing = [page for page in pages if not (fresh / page).is_file()]
         if done.returncode or missing:
@@ -221,6 +261,19 @@ class Builder:
         incoming.rename(self.html)
         shutil.rmtree(old, ignore_errors=True)
         return True
+
+    def copy_static(self, fresh: Path) -> None:
+        """Copy static files that changed: Sphinx leaves them behind if no page has to be written.
+
+        Args:
+            fresh: The HTML that Sphinx made.
+        """
+        source = self.stage / "book" / "_static"
+        for path in source.rglob("*"):
+            target = fresh / "_static" / path.relative_to(source)
+            if path.is_file() and not (target.is_file() and target.read_bytes() == path.read_bytes()):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
 
     def build(self, parameters: dict[str, Any] | None = None) -> Path:
         """Execute, stage and build.

@@ -42,7 +42,10 @@ def predict(
     data: Annotated[str, typer.Option(help="Data set, for example digits or cifar10.")],
     arch: Annotated[str, typer.Option(help="Network that FILE.safetensors belongs to, for example fc5.")] = "",
     method: Annotated[
-        str, typer.Option(help="formula (the theorem), directional, refit (kept weights move), or measured.")
+        str,
+        typer.Option(
+            help="formula (the theorem), cone, cut (it knows the step), directional, refit (kept weights move), or measured."
+        ),
     ] = "formula",
     curvature: Annotated[str, typer.Option(help="hessian (absolute eigenvalues), or ggn.")] = "hessian",
     epsilon: Annotated[
@@ -67,7 +70,7 @@ def predict(
 
     from prunelimit.curvature.distributed import joined_processes
     from prunelimit.datasets import load_dataset
-    from prunelimit.predict import predict_limit
+    from prunelimit.predict import SPECTRAL, predict_limit
 
     check_device(device)
     with joined_processes(device) as rank:
@@ -75,7 +78,7 @@ def predict(
         network = _load_network(model, arch, dataset, seed, device)
         split = dataset.on_device("train", device)
         count = min(examples, len(split)) if examples else len(split)
-        sampled = method == "formula" and count < len(split)
+        sampled = method in SPECTRAL and count < len(split)
         limit = predict_limit(
             network,
             cross_entropy,
@@ -208,14 +211,14 @@ def data(
 
     Example: `prunelimit data cifar10`
     """
-    from prunelimit.datasets import DATASETS, SOURCES, load_dataset, prepare_dataset
+    from prunelimit.datasets import DATASETS, POOLED, SOURCES, load_dataset, prepare_dataset
     from prunelimit.files import data_folder
 
     if name:
         if origin is not None:
             if not origin.is_dir():
                 raise PruneLimitError(f"--from={str(origin)!r} is not a folder: give the one with the official files.")
-            prepare_dataset(name, origin=origin)
+            prepare_dataset(POOLED.get(name, name), origin=origin)
         found = load_dataset(name)
         out.print(
             f"{name}: {len(found.labels['train']):,} training and {len(found.labels['test']):,} test images, verified"
@@ -223,8 +226,9 @@ def data(
         return
     table = Table("data set", "state", title=f"data folder: {data_folder()}")
     for known in DATASETS:
-        there = known not in SOURCES or (data_folder() / known / "train_images.npy").is_file()
-        table.add_row(known, "part of scikit-learn" if known not in SOURCES else "ready" if there else "not here yet")
+        source = POOLED.get(known, known)
+        there = (data_folder() / source / "train_images.npy").is_file()
+        table.add_row(known, "part of scikit-learn" if source not in SOURCES else "ready" if there else "not here yet")
     out.print(table)
 
 

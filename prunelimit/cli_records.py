@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -99,6 +100,54 @@ def refit(
         say(f"{name}: recorded ({spec.hash})" if done else f"{name}: {OUT_OF_TIME}")
 
 
+def sight(
+    experiment: Experiment = "all",
+    profile: Profile = "quick",
+    seeds: Seeds = 3,
+    time_budget: Budget = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+) -> None:
+    """Solve for the limits along the line of sight: the formula, knowing where the sparse point lies.
+
+    Finished lines of sight are kept: a run that was stopped goes on from the last one.
+
+    Example: `prunelimit sight fc5-cifar10 --profile laptop --seeds 1`
+    """
+    from prunelimit.experiments.catalogue import Task
+    from prunelimit.experiments.several import make_records
+    from prunelimit.experiments.sight import run_sight
+
+    options: Any = {"device": check_device(device), "deadline": deadline_of(time_budget)}
+    use_threads(threads)
+    for name, spec, done in make_records(experiment, profile, seeds, Task.sight_specs, run_sight, **options):
+        say(f"{name}: recorded ({spec.hash})" if done else f"{name}: {OUT_OF_TIME}")
+
+
+def ladder(
+    experiment: Annotated[str, typer.Argument(help="fc3-weak-l1, fc3-strong-l1, or all.")] = "all",
+    profile: Annotated[str, typer.Option(help="quick (digits) or laptop (MNIST).")] = "quick",
+    seeds: Seeds = 3,
+    time_budget: Budget = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+) -> None:
+    """Go from the formula to the cut, assumption by assumption, on networks small enough for the dense Hessian.
+
+    Finished parts are kept: a run that was stopped goes on from the last one.
+
+    Example: `prunelimit ladder fc3-strong-l1`
+    """
+    from prunelimit.experiments.catalogue import LadderTask, find_ladders
+    from prunelimit.experiments.ladder import run_ladder
+    from prunelimit.experiments.several import make_records
+
+    options: Any = {"device": check_device(device), "deadline": deadline_of(time_budget), "find": find_ladders}
+    use_threads(threads)
+    for name, spec, done in make_records(experiment, profile, seeds, LadderTask.specs, run_ladder, **options):
+        say(f"{name}: recorded ({spec.hash})" if done else f"{name}: {OUT_OF_TIME}")
+
+
 def resolve(
     experiment: Experiment = "all",
     profile: Profile = "quick",
@@ -153,22 +202,27 @@ def status(seeds: Annotated[int, typer.Option(help="How many seeds to look for."
 
     Example: `prunelimit status`
     """
-    from prunelimit.experiments.catalogue import PROFILES, TASKS
+    from prunelimit.experiments.catalogue import LADDERS, PROFILES, TASKS
+    from prunelimit.experiments.ladder import EXPERIMENT as LADDER
     from prunelimit.experiments.runner import EXPERIMENT, check_seeds
     from prunelimit.experiments.store import load_record, results_folder
 
-    table = Table("task", *reversed(PROFILES), title=f"recorded seeds in {results_folder()}")
+    profiles = list(reversed(PROFILES))
+    table = Table("task", *profiles, title=f"recorded seeds in {results_folder()}")
+
+    def count(experiment: str, specs: Sequence[Any]) -> str:
+        there = sum(load_record(experiment, spec) is not None for spec in specs)
+        return f"{there} of {len(specs)}" if there else "none" if specs else "-"
+
     for task in TASKS.values():
-        row = []
-        for profile in reversed(PROFILES):
-            if profile not in task.profiles:
-                row.append("-")
-                continue
-            there = [s for s in check_seeds(seeds) if load_record(EXPERIMENT, task.spec(profile, s))]
-            row.append(f"{len(there)} of {seeds}" if there else "none")
-        table.add_row(task.name, *row)
+        cells = [[task.spec(p, s) for s in check_seeds(seeds)] if p in task.profiles else [] for p in profiles]
+        table.add_row(task.name, *(count(EXPERIMENT, specs) for specs in cells))
+    for small in LADDERS.values():
+        ladders = [[spec for s in check_seeds(seeds) for spec in small.specs(p, s)] for p in profiles]
+        table.add_row(small.name, *(count(LADDER, specs) for specs in ladders))
     out.print(table)
     say("fill a cell with: prunelimit run TASK --profile PROFILE --missing")
+    say(f"one of {' and '.join(LADDERS)} with: prunelimit ladder TASK --profile PROFILE")
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -177,5 +231,5 @@ def add_commands(app: typer.Typer) -> None:
     Args:
         app: The command line.
     """
-    for command in (run, resolve, refit, rows, status):
+    for command in (run, resolve, refit, rows, sight, ladder, status):
         app.command()(command)

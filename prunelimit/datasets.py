@@ -122,8 +122,11 @@ SOURCES: dict[str, Source] = {
     ),
 }
 
+#: Data sets whose images are those of another one, averaged over squares of 2 x 2 pixels.
+POOLED = {"mnist-14": "mnist"}
+
 #: Every name that :func:`load_dataset` knows.
-DATASETS = ("digits", *SOURCES)
+DATASETS = ("digits", *POOLED, *SOURCES)
 
 
 def content_digest(images: np.ndarray, labels: np.ndarray) -> str:
@@ -305,6 +308,8 @@ def load_dataset(name: str, folder: Path | None = None, *, download: bool = True
         raise unknown_name("dataset", name, DATASETS)
     if name == "digits":
         return _digits()
+    if name in POOLED:
+        return _pooled(name, load_dataset(POOLED[name], folder, download=download))
     source = SOURCES[name]
     home = (folder or data_folder()) / name
     if not all((home / f"{s}_{kind}.npy").is_file() for s in SPLITS for kind in ("images", "labels")):
@@ -341,6 +346,18 @@ def _digits() -> Dataset:
     unit = images["train"] / 16
     digests = {s: content_digest(images[s], labels[s]) for s in SPLITS}
     return Dataset("digits", images, labels, 10, (float(unit.mean()),), (float(unit.std()),), 16, digests)
+
+
+def _pooled(name: str, whole: Dataset) -> Dataset:
+    """Average squares of 2 x 2 pixels, rounded to the nearest byte; the digests stay those of the whole images."""
+    images = {}
+    for split, full in whole.images.items():
+        count, height, width, channels = full.shape
+        squares = full.reshape(count, height // 2, 2, width // 2, 2, channels)
+        images[split] = ((squares.sum(axis=(2, 4), dtype=np.uint16) + 2) // 4).astype(np.uint8)
+    unit = images["train"].reshape(-1, channels) / whole.scale
+    mean, std = (tuple(float(v) for v in part) for part in (unit.mean(axis=0), unit.std(axis=0)))
+    return dataclasses.replace(whole, name=name, images=images, mean=mean, std=std)
 
 
 def prepare_dataset(name: str, home: Path | None = None, *, origin: Path | None = None, download: bool = True) -> Path:

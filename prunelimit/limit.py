@@ -123,17 +123,17 @@ class PruningLimit:
         epsilon: Tolerated rise of the training loss, in nats.
         lower: Lower end of the kinematic formula's window: below it the subspace meets the sublevel set of a quadratic
             loss with probability 0.99; ``None`` for methods without one.
-        upper: Upper end: above it they miss with probability 0.99 if the cone's statistical dimension is what the
-            formula says, which is not proved; ``None`` for methods without one.
+        upper: Upper end: above it they miss with probability 0.99, for the formula if the cone's statistical dimension is
+            what it says, which is not proved; ``None`` for methods without one.
         radius: Distance R between the trained and the pruned weights at the limit.
         dimension: Effective dimension d at the limit; ``None`` for methods without one.
         curve: Columns ``sparsity``, ``radius`` and, by method, ``removable`` (with ``low`` and ``high``) or ``rise``; for
             refit also ``reached``, the rise over the dense loss that is really reached.
         cost: ``products`` (Hessian products), ``evaluations`` (of the loss) and ``seconds``.
-        method: ``"formula"``, ``"directional"``, ``"refit"`` or ``"measured"``.
+        method: ``"formula"``, ``"cone"``, ``"cut"``, ``"directional"``, ``"refit"`` or ``"measured"``.
         total: Number of prunable weights, D.
         examples: Number of training examples N that the loss was taken over.
-        spectrum: The Lanczos coefficients, for the formula.
+        spectrum: The Lanczos coefficients, for formula, cone and cut.
         trend: Where the trend from half of the sampled examples to all of them leads for all the data; ``None`` if the
             Hessian is that of all the data. It lies in the interval.
     """

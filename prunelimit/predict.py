@@ -19,9 +19,11 @@ from prunelimit.path_limits import check_tolerance, directional_limit, measured_
 from prunelimit.pruning.magnitude import MagnitudePath, Masks, prunable_parameters
 from prunelimit.pruning.paths import MaskPath, PruningPath
 from prunelimit.refit import refit_limit
+from prunelimit.sight import SUBSPACES, Sight, sight_along, sight_limit
 from prunelimit.threads import suited_threads
 
-METHODS = ("formula", "directional", "refit", "measured")
+METHODS = ("formula", "cone", "cut", "directional", "refit", "measured")
+SPECTRAL = ("formula", *SUBSPACES)
 CURVATURES: dict[str, type[CurvatureOperator]] = {"hessian": HessianOperator, "ggn": GGNOperator}
 
 
@@ -53,17 +55,19 @@ def predict_limit(
         prunable: Names of the prunable parameters; by default the weights of linear and convolution layers.
         curvature: ``"hessian"``: absolute values of the eigenvalues of the Hessian, as in the paper's released code;
             ``"ggn"``: its generalised Gauss-Newton part, positive semi-definite and cheaper.
-        method: ``"formula"``, the theorem, when you want to know why and by how much; ``"directional"``, the loss's
+        method: ``"formula"``, the theorem, when you want to know why and by how much; ``"cut"``, the same
+            for a subspace perpendicular to the step, as that of a cut is, which knows where the sparse point lies and not
+            only how far away, at a few times the price; ``"cone"``, in between, for any random subspace; ``"directional"``, the loss's
             second-order expansion along the pruning path, when you want the better prediction of one-shot pruning for
             this one network; ``"refit"``, second-order refitting of the kept weights, when you want to predict the
             fine-tuned limit; ``"measured"``, bisection on the loss itself, when you want the truth for one-shot pruning.
-        steps: Curvature products per probe, for the formula. The certified interval shrinks faster than they grow
+        steps: Curvature products per probe, for the formula, and per line of sight, for cone and cut. The certified interval shrinks faster than they grow
             and slower than their square; twice as many cost twice the time and memory.
-        probes: Random probes, for the formula; one is enough for a million weights.
+        probes: Random probes, for formula, cone and cut; one is enough for a million weights.
         seed: Seed of the first probe and of the sample.
-        examples: Examples behind the curvature, drawn at random, for the formula; by default all. The formula is then
+        examples: Examples behind the curvature, drawn at random, for formula, cone and cut; by default all. The limit is then
             solved for half of them too, and the interval holds where the trend leads.
-        low_memory: Whether to run Lanczos without a basis, for the formula; see
+        low_memory: Whether to run Lanczos without a basis, for formula, cone and cut; see
             :class:`~prunelimit.curvature.LanczosRun` for what is lost.
         masks: Another pruner in place of global magnitude: maps a sparsity to masks.
         tolerance: Width of the bracket in sparsity at which bisection stops.
@@ -93,9 +97,10 @@ def predict_limit(
         parameters = prunable_parameters(model, prunable)
         batches = as_batches(data)
         total = sum(len(targets) for _, targets in batches)
-        if examples is not None and (method != "formula" or not 2 <= examples <= total):
+        if examples is not None and (method not in SPECTRAL or not 2 <= examples <= total):
             raise PruneLimitError(
-                f"examples={examples!r} must lie between 2 and the {total} examples given, and serves method='formula'."
+                f"examples={examples!r} must lie between 2 and the {total} examples given, and serves the methods "
+                f"{', '.join(SPECTRAL)}."
             )
         if epsilon is None:
             epsilon = default_epsilon(model, loss_fn, batches)
@@ -106,7 +111,7 @@ def predict_limit(
         if method == "measured":
             return measured_limit(model, loss_fn, batches, path, parameters, epsilon, tolerance=tolerance)
         operator_type = CURVATURES[curvature]
-        if method == "formula":
+        if method in SPECTRAL:
 
             def solve(part: Any) -> PruningLimit:
                 operator, reduced = reduced_operator(operator_type, model, loss_fn, part, list(parameters))
@@ -125,8 +130,20 @@ def predict_limit(
                     progress=progress,
                     watch=watch,
                 )
-                cost = {"products": float(operator.products)}
-                return formula_limit(found, path.distance, epsilon, examples=operator.examples, cost=cost)
+                if method != "formula":
+
+                    def look(sparsity: float) -> Sight:
+                        step = path.displacement(sparsity)
+                        restrict = None if reduced is None else reduced.restrict
+                        return sight_along(operator, step, steps, restrict, low_memory)
+
+                    limit = sight_limit(
+                        look, found, path, epsilon, method, tolerance=tolerance, examples=operator.examples
+                    )
+                else:
+                    limit = formula_limit(found, path.distance, epsilon, examples=operator.examples)
+                limit.cost["products"] = float(operator.products)
+                return limit
 
             if examples is None or examples == total:
                 limit = solve(batches)

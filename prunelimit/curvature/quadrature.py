@@ -221,6 +221,41 @@ class Spectrum:
         Raises:
             PruneLimitError: If a ``mu`` is not positive or a name is unknown.
         """
+        points, shares = self._shares(mu, rule, bounds)
+        flat, (estimate, low, high) = points.reshape(-1), shares
+        square = np.mean([_integrate(rules[0][0], flat, 2) for rules in self._rules], axis=0)
+        variance = 2 * np.maximum(square - np.clip(estimate, 0, 1) ** 2, 0) / ((self.active + 2) * len(self.probes))
+        noise = PROBE_SIGMAS * np.sqrt(variance)
+        value, low, high = (part * self.active for part in _ordered(estimate, low - noise, high + noise))
+        return value.reshape(points.shape), low.reshape(points.shape), high.reshape(points.shape)
+
+    def start_form(
+        self, mu: float | Sequence[float] | np.ndarray, rule: str = "tail", bounds: str = "certified"
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        r"""Compute :math:`b^T |H| (|H| + \mu)^{-1} b` for the start vectors b, each of norm one, averaged over them.
+
+        Use it for a vector that was chosen and not drawn: nothing is estimated, so the interval holds the error of the rule
+        alone.
+
+        Args:
+            mu: One or many positive numbers, in units of the eigenvalues.
+            rule: As for :meth:`effective_dimension`.
+            bounds: As for :meth:`effective_dimension`.
+
+        Returns:
+            Value, low and high, each of the shape of ``mu``, between 0 and 1.
+
+        Raises:
+            PruneLimitError: If a ``mu`` is not positive or a name is unknown.
+        """
+        points, shares = self._shares(mu, rule, bounds)
+        value, low, high = (part.reshape(points.shape) for part in _ordered(*shares))
+        return value, low, high
+
+    def _shares(
+        self, mu: float | Sequence[float] | np.ndarray, rule: str, bounds: str
+    ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Integrate over the measures of the start vectors; value and bounds for the points of mu, flat."""
         points = np.asarray(mu, dtype=float)
         if not np.all(points > 0):
             raise PruneLimitError(f"mu={mu!r} must be positive: it is 2 epsilon / R^2.")
@@ -238,13 +273,7 @@ class Spectrum:
             low, high = np.mean(pairs, axis=0)
         pick = {"tail": lambda v: v.mean((0, 1)), "gauss": lambda v: v[0, 0], "radau": lambda v: v[0, 1]}
         chosen = [pick[rule](v) for v in values] if rule in pick else [np.mean(pair, axis=0) for pair in pairs]
-        estimate = np.mean(chosen, axis=0)
-        square = np.mean([_integrate(rules[0][0], flat, 2) for rules in self._rules], axis=0)
-        variance = 2 * np.maximum(square - np.clip(estimate, 0, 1) ** 2, 0) / ((self.active + 2) * len(self.probes))
-        noise = PROBE_SIGMAS * np.sqrt(variance)
-        parts = [np.clip(x, 0, 1) * self.active for x in (estimate, low - noise, high + noise)]
-        value = np.clip(parts[0], parts[1], parts[2])
-        return value.reshape(points.shape), parts[1].reshape(points.shape), parts[2].reshape(points.shape)
+        return points, (np.mean(chosen, axis=0), low, high)
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON values from which :meth:`from_dict` builds the same spectrum."""
@@ -256,6 +285,12 @@ class Spectrum:
         """Rebuild a spectrum from :meth:`to_dict`."""
         probes = tuple(Tridiagonal(np.array(p["alpha"]), np.array(p["beta"])) for p in values["probes"])
         return cls(int(values["dimension"]), probes, int(values["seed"]), int(values.get("nullity", 0)))
+
+
+def _ordered(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keep shares between 0 and 1, and the value between its bounds."""
+    low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
+    return np.clip(value, low, high), low, high
 
 
 def _integrate(rule: Rule, mu: np.ndarray, power: int) -> np.ndarray:

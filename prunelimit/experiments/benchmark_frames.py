@@ -84,3 +84,170 @@ def product_frame() -> pd.DataFrame:
         ],
         columns=names,
     )
+
+
+def memory_frame() -> pd.DataFrame:
+    """Tabulate the peak memory of every method, each in a process of its own.
+
+    Returns:
+        One row per network and method: peak above what the process held before, in MiB and in sizes of the Lanczos basis; a
+        method that did not come to its end has no numbers.
+    """
+    rows = []
+    for record in load_benchmarks("memory"):
+        for name, found in record["bytes"].items():
+            ours = name == "prunelimit"
+            rows.append(
+                {
+                    "network": record["problem"]["network"],
+                    "N": record["problem"]["examples"],
+                    "steps": record["steps"],
+                    "method": name,
+                    "peak, MiB": found["peak"] / 2**20 if "peak" in found else None,
+                    "basis, MiB": found["basis"] / 2**20 if "basis" in found else None,
+                    "peak / basis": found.get("ratio"),
+                    "aim": record["target"] if ours else None,
+                }
+            )
+    names = ["network", "N", "steps", "method", "peak, MiB", "basis, MiB", "peak / basis", "aim"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def error_frame() -> pd.DataFrame:
+    """Tabulate how far every method's d(mu) is from the truth after how many CPU seconds.
+
+    Returns:
+        One row per network, method, number of steps and mu: ``scale`` is mu over the largest eigenvalue, ``error`` the
+        relative root mean square over groups of start vectors, ``noise`` what the start vectors alone must leave.
+    """
+    rows = []
+    for record in load_benchmarks("same-accuracy"):
+        for name, curve in record["curves"].items():
+            for steps, errors, seconds in zip(curve["steps"], curve["errors"], curve["cpu"], strict=True):
+                for scale, error, noise in zip(record["scales"], errors, record["probe_noise"], strict=True):
+                    network, dimension = record["problem"]["network"], record["problem"]["dimension"]
+                    rows.append((network, dimension, name, steps, seconds, scale, error, noise))
+    names = ["network", "dimension", "method", "steps", "CPU seconds", "scale", "error", "noise"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def accuracy_frame(tolerance: float = 0.1) -> pd.DataFrame:
+    """Tabulate the CPU seconds until d(mu) stays within a tolerance of the truth.
+
+    Args:
+        tolerance: Relative; one of those recorded, 0.05 and 0.1.
+
+    Returns:
+        One row per network, mu and method. ``reached`` says whether the method arrived; if not, its seconds are what it had
+        spent when it was stopped, and ``times ours`` is a lower bound.
+    """
+    rows = []
+    for record in load_benchmarks("same-accuracy"):
+        for entry in record["table"]:
+            if entry["tolerance"] != tolerance:
+                continue
+            for name in record["methods"]:
+                found = entry[name]
+                rows.append(
+                    {
+                        "network": record["problem"]["network"],
+                        "µ / largest": entry["scale"],
+                        "method": name,
+                        "reached": found["cpu"] is not None,
+                        "steps": found["steps"],
+                        "CPU seconds": found["cpu"] if found["cpu"] is not None else found["at_least"],
+                        "times ours": found.get("times_ours"),
+                        "aim": record["target"] if name == "pyhessian" else None,
+                    }
+                )
+    names = ["network", "µ / largest", "method", "reached", "steps", "CPU seconds", "times ours", "aim"]
+    return pd.DataFrame(rows, columns=names)
+
+
+#: Sweeps of the record "growth": where they are in it, what varies, and what is timed.
+_SWEEPS = (
+    (("examples",), "training images N", "one product"),
+    (("parameters", "product"), "weights D", "one product"),
+    (("parameters", "process"), "weights D", "16 steps, from opening"),
+    (("steps",), "Lanczos steps", "the whole process"),
+)
+
+
+def growth_frame() -> pd.DataFrame:
+    """Tabulate how our CPU seconds grow.
+
+    Returns:
+        One row per measurement: ``sweep`` (what varies), ``timed`` (what is timed), ``size``, ``CPU seconds`` (median) and
+        the ``exponent`` fitted to its sweep.
+    """
+    rows = []
+    for record in load_benchmarks("growth"):
+        for path, sweep, timed in _SWEEPS:
+            found: Any = record["parts"]
+            for key in path:
+                found = found.get(key, {})
+            for size, clock in zip(found.get("sizes", []), found.get("clocks", []), strict=True):
+                rows.append((sweep, timed, size, clock["cpu_median"], found["exponent"]))
+    return pd.DataFrame(rows, columns=["sweep", "timed", "size", "CPU seconds", "exponent"])
+
+
+def shortcut_frame() -> pd.DataFrame:
+    """Tabulate two things that are had all at once against having them one at a time.
+
+    Returns:
+        One row each for the norms of all rows of the Hessian and for the distances R(s) at many sparsities. The time for
+        all rows one at a time is extrapolated from those measured.
+    """
+    rows = []
+    for record in load_benchmarks("growth"):
+        if found := record["parts"].get("rows"):
+            rows.append(
+                {
+                    "what": f"norms of all {found['dimension']:,} rows of the Hessian, from {found['probes']} products",
+                    "at once, s": found["estimated"]["cpu_median"],
+                    "instead of": "one backward pass per row",
+                    "one at a time, s": found["all_rows_extrapolated"],
+                    "times": found["times"],
+                    "how known": f"extrapolated from {found['rows_measured']} rows",
+                    "difference": found["relative_error"]["root_mean_square"],
+                }
+            )
+        if found := record["parts"].get("curve"):
+            rows.append(
+                {
+                    "what": f"distances R(s) at {found['points']:,} sparsities, from one sort",
+                    "at once, s": found["one_sort"]["cpu_median"],
+                    "instead of": "a pruned copy of the network for each",
+                    "one at a time, s": found["copies"]["cpu_median"],
+                    "times": found["times"],
+                    "how known": "measured",
+                    "difference": found["largest_difference"],
+                }
+            )
+    names = ["what", "at once, s", "instead of", "one at a time, s", "times", "how known", "difference"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def benchmark_origin() -> pd.DataFrame:
+    """List the recorded comparisons with the machine, the commit and the command that makes each again."""
+    rows = []
+    for kind, wanted in COMPARISONS.items():
+        found = {record["name"]: record for record in load_benchmarks(kind)}
+        for name in wanted:
+            record = found.get(name)
+            about = {} if record is None else record["provenance"]
+            rows.append(
+                {
+                    "comparison": name,
+                    "processor": "not recorded"
+                    if record is None
+                    else f"{about['processor']}, {about['threads']} thread",
+                    "torch": about.get("torch", "—"),
+                    "commit": about.get("commit", "—")[:10],
+                    "command": f"python -m benchmarks {kind}"
+                    + ("" if kind == "growth" else f" --network {name.removeprefix(kind + '-')}")
+                    if record is None
+                    else record["command"],
+                }
+            )
+    return pd.DataFrame(rows)

@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from prunelimit.errors import PruneLimitError, unknown_name
-from prunelimit.experiments.specs import CurvatureSpec, LimitSpec, RefitSpec, RowsSpec
+from prunelimit.experiments.specs import CurvatureSpec, LadderSpec, LimitSpec, RefitSpec, RowsSpec, SightSpec
 from prunelimit.training import TrainSpec
 
 #: From the most to the least faithful: the first one that is recorded is shown.
@@ -60,6 +61,8 @@ class Task:
             all images.
         rows: Profile name to the training images behind the row norms of the Hessian; ``None`` for all images.
         refits: Profile name to the training images behind the refitted limit; ``None`` for all images.
+        sights: Profile name to the limits along the line of sight: training images, products of the spectrum and per line of
+            sight.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Task:
     sizes: dict[str, tuple[tuple[int | None, int], ...]] = dataclasses.field(default_factory=dict)
     rows: dict[str, int | None] = dataclasses.field(default_factory=dict)
     refits: dict[str, int | None] = dataclasses.field(default_factory=dict)
+    sights: dict[str, tuple[tuple[int | None, int, int], ...]] = dataclasses.field(default_factory=dict)
 
     def spec(self, profile: str, seed: int) -> LimitSpec:
         """Return the spec of one cell.
@@ -104,6 +108,16 @@ class Task:
             return []
         return [RefitSpec(train=self.spec(profile, seed).train, examples=self.refits[profile])]
 
+    def sight_specs(self, profile: str, seed: int) -> list[SightSpec]:
+        """Return the specs of the limits along the line of sight, the smallest sample first; there may be none."""
+        if profile not in self.sights:
+            return []
+        train = self.spec(profile, seed).train
+        return [
+            SightSpec(train=train, examples=examples, steps=steps, sight_steps=sight)
+            for examples, steps, sight in self.sights[profile]
+        ]
+
     def row_specs(self, profile: str, seed: int) -> list[RowsSpec]:
         """Return the specs of the row norms: order 1, the paper's, and order 2, the bound's; there may be none."""
         if profile not in self.rows:
@@ -128,6 +142,7 @@ _TASKS = (
         },
         rows={"quick": None, "laptop": 2000},
         refits={"quick": None, "laptop": 2000},
+        sights={"quick": ((None, 256, 128),), "laptop": ((2000, 320, 64), (None, 400, 40))},
     ),
     Task(
         "fc12-cifar10",
@@ -139,6 +154,7 @@ _TASKS = (
         },
         rows={"quick": None},
         refits={"quick": None},
+        sights={"quick": ((None, 256, 128),)},
     ),
     Task(
         "resnet20-cifar10",
@@ -152,10 +168,60 @@ _TASKS = (
         },
         rows={"quick": None},
         refits={"quick": None},
+        sights={"quick": ((None, 256, 128),)},
     ),
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
+
+
+@dataclasses.dataclass(frozen=True)
+class LadderTask:
+    """A network small enough for its dense Hessian, on which the assumptions are given back one by one.
+
+    Attributes:
+        name: Its name on the command line.
+        title: How figures call it.
+        profiles: Profile name to what is run.
+    """
+
+    name: str
+    title: str
+    profiles: dict[str, LadderSpec]
+
+    def specs(self, profile: str, seed: int) -> list[LadderSpec]:
+        """Return the spec of one profile and seed; there may be none."""
+        if profile not in self.profiles:
+            return []
+        base = self.profiles[profile]
+        return [dataclasses.replace(base, train=dataclasses.replace(base.train, seed=seed))]
+
+
+def _ladder(name: str, title: str, l1: float) -> LadderTask:
+    """Ours: a falling learning rate, so that training ends near a stationary point; fine-tuning is all of it once more."""
+    quick = TrainSpec(dataset="digits", model="fc3", epochs=200, batch_size=64, lr=0.05, l1=l1, schedule="cosine")
+    laptop = dataclasses.replace(quick, dataset="mnist-14", epochs=100, batch_size=128, train_size=10_000)
+    return LadderTask(
+        name,
+        title,
+        {
+            "quick": LadderSpec(train=quick, tune_epochs=quick.epochs),
+            "laptop": LadderSpec(train=laptop, tune_epochs=laptop.epochs, rotations=3),
+        },
+    )
+
+
+LADDERS: dict[str, LadderTask] = {
+    task.name: task
+    for task in (_ladder("fc3-weak-l1", "FC3, γ = 1e-4", 1e-4), _ladder("fc3-strong-l1", "FC3, γ = 1e-3", 1e-3))
+}
+
+AnyTask = TypeVar("AnyTask", Task, LadderTask)
+
+
+def find_ladders(names: str | Sequence[str] | None) -> list[LadderTask]:
+    """Look up small networks by name, as :func:`find_tasks` does with tasks."""
+    return _find(names, LADDERS)
 
 
 def find_tasks(names: str | Sequence[str] | None) -> list[Task]:
@@ -170,8 +236,12 @@ def find_tasks(names: str | Sequence[str] | None) -> list[Task]:
     Raises:
         PruneLimitError: If a name is unknown.
     """
-    wanted = list(TASKS) if names is None else [names] if isinstance(names, str) else list(names)
+    return _find(names, TASKS)
+
+
+def _find(names: str | Sequence[str] | None, known: Mapping[str, AnyTask]) -> list[AnyTask]:
+    wanted = list(known) if names is None else [names] if isinstance(names, str) else list(names)
     for name in wanted:
-        if name not in TASKS:
-            raise unknown_name("task", name, TASKS)
-    return [TASKS[name] for name in wanted]
+        if name not in known:
+            raise unknown_name("task", name, known)
+    return [known[name] for name in wanted]

@@ -16,6 +16,7 @@ from prunelimit.experiments.catalogue import PROFILES, Task, find_tasks
 from prunelimit.experiments.curvature import EXPERIMENT as CURVATURE
 from prunelimit.experiments.refit import EXPERIMENT as REFIT
 from prunelimit.experiments.runner import EXPERIMENT, run_limit
+from prunelimit.experiments.sight import EXPERIMENT as SIGHT
 from prunelimit.experiments.specs import LimitSpec
 from prunelimit.experiments.store import load_record
 from prunelimit.limit import PruningLimit, formula_limit
@@ -26,6 +27,8 @@ FINE_GRID = 20_001
 #: Column of the limits table to what a reader sees.
 MEASURES = {
     "formula": "formula",
+    "cone": "formula, exact cone",
+    "cut": "formula, for the cut",
     "directional": "directional",
     "refit": "refit",
     "measured": "one-shot: loss ≤ dense + ε",
@@ -73,6 +76,12 @@ class Cell:
         """The refitted limit, if it is recorded."""
         records = (load_record(REFIT, spec) for spec in self.task.refit_specs(self.profile, self.seed))
         return next((record["refit"] for record in records if record), None)
+
+    @functools.cached_property
+    def sight(self) -> dict[str, Any]:
+        """The limits along the line of sight, by kind of subspace, from the most images that are recorded."""
+        records = [load_record(SIGHT, spec) for spec in self.task.sight_specs(self.profile, self.seed)]
+        return next((record["limits"] for record in reversed(records) if record), {})
 
     @property
     def title(self) -> str:
@@ -145,7 +154,7 @@ def limits_frame(cells: Sequence[Cell]) -> pd.DataFrame:
     for cell in cells:
         record, limit = cell.record, cell.limit
         tuned = record.get("fine_tuned") or {}
-        refit = cell.refit or {}
+        refit, sight = cell.refit or {}, cell.sight
         rows.append(
             {
                 "task": cell.task.name,
@@ -160,6 +169,8 @@ def limits_frame(cells: Sequence[Cell]) -> pd.DataFrame:
                 "resolved": limit.resolved and cell.spec.curvature_examples is None,
                 "lower": limit.lower,
                 "upper": limit.upper,
+                "cone": sight.get("cone", {}).get("sparsity", np.nan),
+                "cut": sight.get("cut", {}).get("sparsity", np.nan),
                 "directional": record["directional"]["sparsity"],
                 "refit": refit.get("sparsity", np.nan),
                 "measured": record["measured"]["sparsity"],

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from prunelimit.errors import PruneLimitError, unknown_name
-from prunelimit.experiments.catalogue import PROFILES, Task, find_tasks
+from prunelimit.experiments.catalogue import PROFILES, find_tasks
 from prunelimit.experiments.runner import check_seeds
 
 
@@ -14,9 +14,10 @@ def make_records(
     experiment: str,
     profile: str,
     seeds: int,
-    list_specs: Callable[[Task, str, int], Sequence[Any]],
+    list_specs: Callable[[Any, str, int], Sequence[Any]],
     make: Callable[..., dict[str, Any] | None],
     *,
+    find: Callable[[str | None], Sequence[Any]] = find_tasks,
     device: str = "cpu",
     deadline: float | None = None,
 ) -> Iterator[tuple[str, Any, bool]]:
@@ -28,6 +29,7 @@ def make_records(
         seeds: How many training seeds, from 0.
         list_specs: Gives the specs of a task, a profile and a seed; each has ``examples``.
         make: Makes the record of a spec, or gives ``None`` if the deadline passed.
+        find: Looks up tasks by name; ``None`` for all of them.
         device: Where to run.
         deadline: Value of ``time.monotonic()`` after which nothing new is begun.
 
@@ -39,7 +41,7 @@ def make_records(
     """
     if profile not in PROFILES:
         raise unknown_name("profile", profile, PROFILES)
-    tasks = find_tasks(None if experiment == "all" else experiment)
+    tasks = find(None if experiment == "all" else experiment)
     cells = [(t, seed, spec) for t in tasks for seed in check_seeds(seeds) for spec in list_specs(t, profile, seed)]
     if not cells:
         raise PruneLimitError(f"profile={profile!r} has nothing of this kind for {experiment}: choose another profile.")

@@ -99,3 +99,50 @@ class RefitSpec(_TrainedSpec):
 
     examples: int | None = None
     tolerance: float = 0.001
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SightSpec(_TrainedSpec):
+    """The limits of one trained network that depend on where the sparse point lies, and not only on how far away.
+
+    Attributes:
+        examples: Training images behind the Hessian, the same as for a :class:`CurvatureSpec` of this size; ``None`` for
+            all.
+        steps: Products of its spectrum, which is that of the :class:`CurvatureSpec` with as many.
+        sight_steps: Products per line of sight.
+        tolerance: Difference between the removable and the removed fraction at which the search stops.
+    """
+
+    examples: int | None = None
+    steps: int = 256
+    sight_steps: int = 64
+    tolerance: float = 0.001
+
+    @property
+    def spectrum(self) -> CurvatureSpec:
+        """The spectrum that it needs."""
+        return CurvatureSpec(train=self.train, examples=self.examples, steps=self.steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LadderSpec(_TrainedSpec):
+    """One small trained network, from the formula to the cut, one assumption after the other, with the dense Hessian.
+
+    Attributes:
+        examples: Training images behind the Hessian, the same as for a :class:`CurvatureSpec` of this size; ``None`` for
+            all.
+        rotations: Random subspaces, and random sets of coordinates.
+        draws: Random steps of each kind that are held against the cut.
+        tolerance: Width of the bracket in sparsity at which the search for a limit stops.
+        accuracy_step: Step of the grid on which the accuracy-based limit is searched.
+        tune_epochs: Epochs of extra training for the fine-tuned limit, with the learning rates of the training.
+        tune_tolerance: Width of its bracket.
+    """
+
+    examples: int | None = None
+    rotations: int = 5
+    draws: int = 16
+    tolerance: float = 0.001
+    accuracy_step: float = 0.001
+    tune_epochs: int = 20
+    tune_tolerance: float = 0.005

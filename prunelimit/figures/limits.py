@@ -162,14 +162,14 @@ def plot_radius(cells: Sequence[Cell]) -> Figure:
 def _draw_marks(axis: Axes, limits: pd.DataFrame) -> None:
     """Draw one row of marks per network; a bar is the formula's interval or the spread over seeds."""
     titles = list(dict.fromkeys(limits.title))
-    marks = {"formula": "o", "directional": "D", "measured": "X", "fine_tuned": "P"}
+    marks = {"formula": "o", "cut": "s", "directional": "D", "measured": "X", "fine_tuned": "P"}
     for level, title in enumerate(titles):
         row = limits[limits.title == title]
         for offset, (name, mark) in enumerate(marks.items()):
             values = row[name].dropna()
             if values.empty:
                 continue
-            height = -level + 0.27 - 0.18 * offset
+            height = -level + 0.28 - 0.14 * offset
             low, high = values.min(), values.max()
             if name == "formula":
                 low, high = row.formula_low.min(), row.formula_high.max()
@@ -234,10 +234,12 @@ def describe_limits(limits: pd.DataFrame) -> str:
     sentences = []
     for title, row in limits.groupby("title", sort=False):
         tuned = row.fine_tuned.dropna()
+        cut = row.cut.dropna()
+        for_cut = f", for the cut {cut.mean():.1%}" if not cut.empty else ""
         after = f", after fine-tuning {tuned.mean():.1%}" if not tuned.empty else ""
         sentences.append(
             f"{title}: formula {row.formula.mean():.1%} (interval {row.formula_low.min():.1%} to "
-            f"{row.formula_high.max():.1%}), directional {row.directional.mean():.1%}, measured one-shot "
+            f"{row.formula_high.max():.1%}){for_cut}, directional {row.directional.mean():.1%}, measured one-shot "
             f"{row.measured.mean():.1%}{after}."
         )
     return " ".join(sentences)

@@ -14,14 +14,15 @@ from matplotlib.ticker import PercentFormatter
 #: One colour per meaning, the same in every figure; the palette is safe for the colour-blind.
 COLOURS = dict(
     zip(
-        ("formula", "directional", "measured", "fine_tuned", "accuracy", "loss"),
-        (sns.color_palette("colorblind")[i] for i in (0, 2, 3, 4, 1, 7)),
+        ("formula", "cut", "directional", "measured", "fine_tuned", "accuracy", "loss"),
+        (sns.color_palette("colorblind")[i] for i in (0, 9, 2, 3, 4, 1, 7)),
         strict=True,
     )
 )
-LINES = {"formula": "-", "directional": "--", "measured": "-.", "fine_tuned": ":"}
+LINES = {"formula": "-", "cut": (0, (5, 1)), "directional": "--", "measured": "-.", "fine_tuned": ":"}
 LABELS = {
     "formula": "predicted: formula",
+    "cut": "predicted: formula for the cut",
     "directional": "predicted: directional",
     "measured": "measured: one-shot, loss within ε",
     "fine_tuned": "measured: fine-tuned",

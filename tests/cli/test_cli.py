@@ -10,7 +10,7 @@ from rich.console import Console
 
 from prunelimit import cli
 
-COMMANDS = ("predict", "run", "resolve", "refit", "rows", "figure", "book", "data", "status", "doctor")
+COMMANDS = ("predict", "run", "resolve", "refit", "rows", "ladder", "figure", "book", "data", "status", "doctor")
 
 
 @dataclasses.dataclass
@@ -141,6 +141,8 @@ def test_doctor_reports_a_damaged_record(tmp_path, call):
         (("rows", "fc5-cifar10", "--profile", "labtop"), "Did you mean 'laptop'"),
         (("rows", "fc12-cifar10", "--profile", "laptop"), "has nothing of this kind for fc12-cifar10"),
         (("rows", "fc5-cifar10", "--seeds", "0"), "seeds=0 must be at least 1"),
+        (("ladder", "fc3-weak"), "Did you mean 'fc3-weak-l1'"),
+        (("ladder", "fc3-weak-l1", "--profile", "paper"), "has nothing of this kind for fc3-weak-l1"),
         (("resolve", "fc5-cifar10", "--time-budget", "0"), "time_budget=0.0 must be positive"),
         (("figure", "fig99"), "notebook='fig99' is unknown"),
         (("data", "cifar11"), "Did you mean 'cifar10'"),

@@ -1,0 +1,85 @@
+"""The limits of a trained network along the line of sight: a spectrum, and a few steps to sparse points."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from prunelimit.curvature import HessianOperator, Spectrum
+from prunelimit.curvature.reduce import reduced_operator
+from prunelimit.experiments.curvature import run_curvature
+from prunelimit.experiments.prepare import prepare
+from prunelimit.experiments.runner import OutOfTime, Steps, as_plain
+from prunelimit.experiments.specs import SightSpec
+from prunelimit.experiments.store import load_record, provenance, save_record
+from prunelimit.files import cache_folder
+from prunelimit.pruning.magnitude import MagnitudePath
+from prunelimit.sight import SUBSPACES, Sight, sight_along, sight_limit
+from prunelimit.threads import suited_threads
+
+EXPERIMENT = "sight"
+
+
+def run_sight(
+    spec: SightSpec,
+    *,
+    label: dict[str, str] | None = None,
+    device: str = "cpu",
+    deadline: float | None = None,
+    progress: bool | None = None,
+) -> dict[str, Any] | None:
+    """Make the record of the limits for each kind of subspace, or return the one there is.
+
+    The record of its spectrum is made first if there is none. Every line of sight is remembered, so a run that was stopped
+    goes on from the last one.
+
+    Args:
+        spec: What to run.
+        label: Task and profile that the spec stands for; kept in the record for people.
+        device: Where to run.
+        deadline: Value of ``time.monotonic()`` after which no line of sight is begun.
+        progress: Whether to show the progress of training and spectrum.
+
+    Returns:
+        The record, or ``None`` if the deadline passed.
+    """
+    if recorded := load_record(EXPERIMENT, spec):
+        return recorded
+    probed = run_curvature(spec.spectrum, label=label, device=device, deadline=deadline, progress=progress)
+    ready = None if probed is None else prepare(spec, device, deadline, progress)
+    if probed is None or ready is None:
+        return None
+    memo = Steps(cache_folder() / "sights" / spec.hash / "steps.json", deadline)
+    with suited_threads(ready.model):
+        path = MagnitudePath(ready.model)
+        operator, reduced = reduced_operator(HessianOperator, ready.model, cross_entropy, ready.sample)
+        restrict = None if reduced is None else reduced.restrict
+
+        def look(sparsity: float) -> Sight:
+            def probe() -> dict[str, Any]:
+                return sight_along(operator, path.displacement(sparsity), spec.sight_steps, restrict).to_dict()
+
+            return Sight.from_dict(memo(f"{sparsity:.12f}", probe))
+
+        try:
+            found = Spectrum.from_dict(probed["spectrum"])
+            options = {"tolerance": spec.tolerance, "examples": probed["examples"]}
+            limits = {name: sight_limit(look, found, path, probed["epsilon"], name, **options) for name in SUBSPACES}
+        except OutOfTime:
+            return None
+        source = provenance(device, torch.get_num_threads())
+    seconds = sum(step["seconds"] for step in memo.done.values())
+    record = {
+        "label": label or {},
+        "data": ready.dataset.digests,
+        "provenance": source,
+        "seconds": {"sights": round(seconds, 2), "spectrum": probed["seconds"]["spectrum"]},
+        "spectrum": spec.spectrum.hash,
+        "limits": {name: as_plain(limit) for name, limit in limits.items()},
+        "sights": [{"sparsity": float(name)} | step["value"] for name, step in sorted(memo.done.items())],
+    }
+    save_record(EXPERIMENT, spec, record)
+    return json.loads(json.dumps(record))

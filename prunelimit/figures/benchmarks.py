@@ -1,0 +1,76 @@
+"""Pictures of the recorded comparisons."""
+
+from __future__ import annotations
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from prunelimit.figures.style import new_figure
+
+_COLOURS = dict(
+    zip(
+        ("prunelimit", "pyhessian", "pyhessian-loader", "curvlinops", "released"),
+        (sns.color_palette("colorblind")[i] for i in (0, 3, 1, 2, 7)),
+        strict=True,
+    )
+)
+_LINES = {"prunelimit": "-", "pyhessian": "--", "curvlinops": "-.", "released": ":", "pyhessian-loader": (0, (1, 1))}
+
+
+def plot_errors(table: pd.DataFrame, scales: int = 4) -> Figure:
+    """Draw the error of d(mu) against the CPU seconds spent, one row per network and one panel per mu.
+
+    Args:
+        table: Columns ``network``, ``dimension``, ``method``, ``CPU seconds``, ``scale``, ``error`` and ``noise``.
+        scales: Panels per network, from the largest to the smallest mu.
+
+    Returns:
+        The figure.
+    """
+    networks = list(dict.fromkeys(table.network))
+    known = sorted(table.scale.unique(), reverse=True)
+    chosen = [known[round(i * (len(known) - 1) / max(scales - 1, 1))] for i in range(min(scales, len(known)))]
+    figure, axes = new_figure(len(networks), len(chosen), width=2.9, height=2.9)
+    for row, network in zip(axes, networks, strict=True):
+        for axis, scale in zip(row, chosen, strict=True):
+            part = table[(table.network == network) & (table.scale == scale)]
+            for method, curve in part.groupby("method", sort=False):
+                axis.loglog(
+                    curve["CPU seconds"],
+                    curve.error,
+                    color=_COLOURS[str(method)],
+                    linestyle=_LINES[str(method)],
+                    marker=".",
+                    linewidth=1.3,
+                    label=method,
+                )
+            axis.axhline(part.noise.iloc[0], color="0.4", linewidth=1, linestyle=(0, (1, 1)))
+            axis.set_title(f"{network}, D = {part.dimension.iloc[0]:,}\nµ = {scale:.1g} × largest", fontsize=9)
+            axis.set_xlabel("CPU seconds")
+        row[0].set_ylabel("relative error of d(µ)")
+    axes[0, 0].legend(fontsize=8)
+    return figure
+
+
+def plot_growth(table: pd.DataFrame) -> Figure:
+    """Draw how our CPU seconds grow with images, weights and steps.
+
+    Args:
+        table: Columns ``sweep``, ``timed``, ``size``, ``CPU seconds`` and ``exponent``.
+
+    Returns:
+        One panel per sweep, on logarithmic axes, with the fitted exponent in the legend.
+    """
+    sweeps = list(dict.fromkeys(table.sweep))
+    figure, axes = new_figure(1, len(sweeps), width=3.5, height=3.1)
+    for axis, sweep in zip(axes[0], sweeps, strict=True):
+        part = table[table.sweep == sweep]
+        for (timed, curve), line in zip(part.groupby("timed", sort=False), ("-", "--"), strict=False):
+            label = f"{timed}: exponent {curve.exponent.iloc[0]:.2f}"
+            colour = _COLOURS["prunelimit"]
+            axis.loglog(curve["size"], curve["CPU seconds"], color=colour, linestyle=line, marker="o", label=label)
+        axis.set_xlabel(sweep)
+        axis.set_ylabel("CPU seconds")
+        axis.legend(fontsize=8)
+    return figure

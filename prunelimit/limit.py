@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from prunelimit.curvature.operator import Batches, LossFunction, mean_loss
 from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.errors import PruneLimitError
+from prunelimit.geometry.kinematic import ETA, transition_window
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,9 +34,6 @@ CURVE_POINTS = 1000
 
 #: Examples per batch in the default epsilon, as released.
 EPSILON_BATCH = 128
-
-#: Probability with which the kinematic formula may fail in the reported bounds.
-ETA = 0.01
 
 Dimension = Callable[[np.ndarray], np.ndarray]
 
@@ -110,7 +108,7 @@ def kinematic_margin(total: int, eta: float = ETA) -> float:
     Returns:
         The margin as a fraction of the dimension.
     """
-    return math.sqrt(8 * math.log(4 / eta)) / math.sqrt(total)
+    return transition_window(total, eta) / total
 
 
 @dataclasses.dataclass

@@ -22,7 +22,8 @@ from prunelimit.experiments.curvature import EXPERIMENT as CURVATURE
 from prunelimit.experiments.frames import FINE_GRID, Cell, fine_distance, load_cells
 from prunelimit.experiments.runner import round_significant
 from prunelimit.experiments.store import load_record
-from prunelimit.limit import ETA, PruningLimit, formula_limit, kinematic_margin
+from prunelimit.geometry.kinematic import ETA
+from prunelimit.limit import PruningLimit, formula_limit, kinematic_margin
 
 #: How far the sliders go, in powers of two: epsilon as a factor of the default, and the factor of the weights.
 EPSILON_OCTAVES, SCALE_OCTAVES = 7, 3

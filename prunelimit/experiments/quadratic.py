@@ -20,8 +20,8 @@ import numpy as np
 
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.geometry import random_rotation
+from prunelimit.geometry.kinematic import ETA
 from prunelimit.limit import (
-    ETA,
     check_epsilon,
     effective_dimension,
     kinematic_margin,

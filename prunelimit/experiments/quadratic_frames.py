@@ -17,7 +17,7 @@ from prunelimit.experiments.quadratic import (
     drawn_weights,
     random_rises,
 )
-from prunelimit.limit import ETA
+from prunelimit.geometry.kinematic import ETA
 
 #: Kinds of eigenvectors that are compared, and the cut alone, to what figures call them.
 CASES = {"cut": "random eigenvectors, nothing refitted", **ORIENTATIONS}

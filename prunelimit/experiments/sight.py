@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
 from prunelimit.curvature import HessianOperator, Spectrum
 from prunelimit.curvature.reduce import reduced_operator
+from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.curvature import run_curvature
 from prunelimit.experiments.prepare import prepare
-from prunelimit.experiments.runner import OutOfTime, Steps, as_plain
+from prunelimit.experiments.runner import OutOfTime, Steps, as_plain, recorded_distance
 from prunelimit.experiments.specs import SightSpec
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder
@@ -45,6 +47,9 @@ def run_sight(
 
     Returns:
         The record, or ``None`` if the deadline passed.
+
+    Raises:
+        PruneLimitError: If the spectrum is recorded and the network trained here is another one.
     """
     if recorded := load_record(EXPERIMENT, spec):
         return recorded
@@ -52,9 +57,14 @@ def run_sight(
     ready = None if probed is None else prepare(spec, device, deadline, progress)
     if probed is None or ready is None:
         return None
+    path = MagnitudePath(ready.model)
+    if not np.allclose(recorded_distance(path), probed["radius"], rtol=1e-4):
+        raise PruneLimitError(
+            f"train={spec.train.hash} gives another network on this machine than the one whose spectrum is recorded "
+            f"({spec.spectrum.hash}): delete that record, or run where it was made."
+        )
     memo = Steps(cache_folder() / "sights" / spec.hash / "steps.json", deadline)
     with suited_threads(ready.model):
-        path = MagnitudePath(ready.model)
         operator, reduced = reduced_operator(HessianOperator, ready.model, cross_entropy, ready.sample)
         restrict = None if reduced is None else reduced.restrict
 

@@ -185,7 +185,7 @@ class CircularCone(Cone):
         return np.where(inside[:, None], points, edge)
 
     def statistical_dimension(self) -> float:
-        r"""Integrate over the angle to the axis; close to :math:`D \sin^2 \alpha + \frac12 \cos 2 \alpha`.
+        r"""Integrate over the angle to the axis; close to :math:`D \sin^2 \alpha + \cos 2 \alpha` for large D.
 
         A normal vector at angle theta keeps all of its square if theta is at most alpha, the share
         :math:`\cos^2(\theta - \alpha)` up to a right angle more, then nothing; theta has a density proportional to

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from prunelimit.curvature import Spectrum
+from prunelimit.errors import PruneLimitError
 from prunelimit.experiments import frames
 from prunelimit.experiments.catalogue import TASKS
 from prunelimit.experiments.curvature import EXPERIMENT as CURVATURE
@@ -92,3 +93,14 @@ def test_pages_find_it_by_task_profile_and_seed(record: dict[str, Any]) -> None:
     assert cell.sight["cut"]["sparsity"] == record["limits"]["cut"]["sparsity"]
     limits = frames.Cell(task, "quick", 1, task.spec("quick", 1), {}).sight
     assert limits == {}
+
+
+def test_a_spectrum_of_another_network_is_refused(
+    record: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    probed = load_record(CURVATURE, SPEC.spectrum)
+    assert probed is not None
+    monkeypatch.setenv("PRUNELIMIT_RESULTS", str(tmp_path))
+    save_record(CURVATURE, SPEC.spectrum, probed | {"radius": [r * 1.01 for r in probed["radius"]]})
+    with pytest.raises(PruneLimitError, match="another network"):
+        run_sight(SPEC)

@@ -51,14 +51,18 @@ _NEAR, _FAR = 1e-15, 1e8
 
 
 def sight_resolution(
-    share: Callable[[float], float], radius: float, epsilon: float, largest: float, subspace: str = "cone"
+    shares: Callable[[float], tuple[float, float]],
+    radius: float,
+    epsilon: float,
+    largest: float,
+    subspace: str = "cone",
 ) -> float:
     r"""Solve for the resolution mu at which a subspace through the sparse point just meets the ellipsoid.
 
     Both equations have a left side that rises with mu, :math:`\mu f(\mu)` and :math:`\mu f(\mu) / (1 - f(\mu))`.
 
     Args:
-        share: Maps mu to the stiff share :math:`f(\mu)` of the step, between 0 and 1.
+        shares: Maps mu to the stiff share :math:`f(\mu)` of the step and to the rest, :math:`1 - f(\mu)`.
         radius: Norm of the step, the distance R.
         epsilon: Tolerated rise of the loss.
         largest: Largest absolute eigenvalue, for the scale.
@@ -66,16 +70,15 @@ def sight_resolution(
 
     Returns:
         The root; infinite if there is none, because the sparse point itself lies in the ellipsoid; close to zero if no
-        subspace of the kind that keeps less than everything meets it.
+        such subspace meets it that keeps fewer dimensions than the curvature has rank.
     """
     if radius == 0:
         return math.inf
     wanted = math.log(2 * epsilon / radius**2)
 
     def excess(t: float) -> float:
-        stiff = min(max(share(math.exp(t)), 1e-300), 1.0)
-        rest = 1.0 if subspace == "cone" else max(1 - stiff, 1e-300)
-        return t + math.log(stiff) - math.log(rest) - wanted
+        stiff, rest = shares(math.exp(t))
+        return t + math.log(max(stiff, 1e-300)) - wanted - (0 if subspace == "cone" else math.log(max(rest, 1e-300)))
 
     low, high = math.log(_NEAR * largest), math.log(_FAR * largest)
     if excess(high) <= 0:
@@ -117,12 +120,15 @@ class Sight:
         """Return mu by the value (0), the low (1) or the high end (2) of the stiff share."""
         if self.measure is None:
             return math.inf
-        measure, part = self.measure, (self.inside / self.radius) ** 2
+        measure, part = self.measure, min((self.inside / self.radius) ** 2, 1.0)
 
-        def share(mu: float) -> float:
-            return part * float(measure.start_form(mu)[which])
+        def shares(mu: float) -> tuple[float, float]:
+            stiff = measure.start_form(mu)[which]
+            # The low end of the one belongs to the high end of the other.
+            rest = measure.start_form(mu, complement=True)[(0, 2, 1)[which]]
+            return part * float(stiff), part * float(rest) + (1 - part)
 
-        return sight_resolution(share, self.radius, epsilon, measure.largest, subspace)
+        return sight_resolution(shares, self.radius, epsilon, measure.largest, subspace)
 
     def removable(self, found: Spectrum, epsilon: float, subspace: str = "cone") -> tuple[float, float, float]:
         """Return the removable fraction: value, low and high end, from both processes."""

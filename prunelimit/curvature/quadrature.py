@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ TAIL = 12
 PROBE_SIGMAS = 2.0
 
 Rule = tuple[np.ndarray, np.ndarray]
+Integrand = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def gauss_rule(alpha: np.ndarray, beta: np.ndarray) -> Rule:
@@ -221,16 +222,19 @@ class Spectrum:
         Raises:
             PruneLimitError: If a ``mu`` is not positive or a name is unknown.
         """
-        points, shares = self._shares(mu, rule, bounds)
-        flat, (estimate, low, high) = points.reshape(-1), shares
-        square = np.mean([_integrate(rules[0][0], flat, 2) for rules in self._rules], axis=0)
+        points, (estimate, low, high) = self._shares(mu, rule, bounds, _stiff)
+        square = np.mean([_integrate(rules[0][0], points.reshape(-1), _square) for rules in self._rules], axis=0)
         variance = 2 * np.maximum(square - np.clip(estimate, 0, 1) ** 2, 0) / ((self.active + 2) * len(self.probes))
         noise = PROBE_SIGMAS * np.sqrt(variance)
         value, low, high = (part * self.active for part in _ordered(estimate, low - noise, high + noise))
         return value.reshape(points.shape), low.reshape(points.shape), high.reshape(points.shape)
 
     def start_form(
-        self, mu: float | Sequence[float] | np.ndarray, rule: str = "tail", bounds: str = "certified"
+        self,
+        mu: float | Sequence[float] | np.ndarray,
+        rule: str = "tail",
+        bounds: str = "certified",
+        complement: bool = False,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         r"""Compute :math:`b^T |H| (|H| + \mu)^{-1} b` for the start vectors b, each of norm one, averaged over them.
 
@@ -241,6 +245,7 @@ class Spectrum:
             mu: One or many positive numbers, in units of the eigenvalues.
             rule: As for :meth:`effective_dimension`.
             bounds: As for :meth:`effective_dimension`.
+            complement: Whether to give one minus that, :math:`\mu\, b^T (|H| + \mu)^{-1} b`, without cancellation.
 
         Returns:
             Value, low and high, each of the shape of ``mu``, between 0 and 1.
@@ -248,12 +253,12 @@ class Spectrum:
         Raises:
             PruneLimitError: If a ``mu`` is not positive or a name is unknown.
         """
-        points, shares = self._shares(mu, rule, bounds)
+        points, shares = self._shares(mu, rule, bounds, _rest if complement else _stiff)
         value, low, high = (part.reshape(points.shape) for part in _ordered(*shares))
         return value, low, high
 
     def _shares(
-        self, mu: float | Sequence[float] | np.ndarray, rule: str, bounds: str
+        self, mu: float | Sequence[float] | np.ndarray, rule: str, bounds: str, integrand: Integrand
     ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Integrate over the measures of the start vectors; value and bounds for the points of mu, flat."""
         points = np.asarray(mu, dtype=float)
@@ -265,14 +270,14 @@ class Spectrum:
             raise PruneLimitError(f"bounds={bounds!r} is unknown: choose certified or tail.")
         flat = points.reshape(-1)
         # Per probe (step count, Gauss or Radau, mu) of Tr F / D; step counts may differ between probes.
-        values = [np.array([[_integrate(r, flat, 1) for r in pair] for pair in rules]) for rules in self._rules]
-        pairs = [[_integrate(r, flat, 1) for r in pair] for pair in self._enclosing]
+        values = [np.array([[_integrate(r, flat, integrand) for r in pair] for pair in rules]) for rules in self._rules]
+        pairs = np.array([[_integrate(r, flat, integrand) for r in pair] for pair in self._enclosing])
         if bounds == "tail":
             low, high = (np.mean([side(v, axis=(0, 1)) for v in values], axis=0) for side in (np.min, np.max))
         else:
-            low, high = np.mean(pairs, axis=0)
+            low, high = (np.mean(side(pairs, axis=1), axis=0) for side in (np.min, np.max))
         pick = {"tail": lambda v: v.mean((0, 1)), "gauss": lambda v: v[0, 0], "radau": lambda v: v[0, 1]}
-        chosen = [pick[rule](v) for v in values] if rule in pick else [np.mean(pair, axis=0) for pair in pairs]
+        chosen = [pick[rule](v) for v in values] if rule in pick else list(pairs.mean(axis=1))
         return points, (np.mean(chosen, axis=0), low, high)
 
     def to_dict(self) -> dict[str, object]:
@@ -293,6 +298,17 @@ def _ordered(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.n
     return np.clip(value, low, high), low, high
 
 
-def _integrate(rule: Rule, mu: np.ndarray, power: int) -> np.ndarray:
-    nodes, weights = np.abs(rule[0]), rule[1]
-    return ((nodes / (nodes + mu[:, None])) ** power) @ weights
+def _stiff(nodes: np.ndarray, mu: np.ndarray) -> np.ndarray:
+    return nodes / (nodes + mu)
+
+
+def _rest(nodes: np.ndarray, mu: np.ndarray) -> np.ndarray:
+    return mu / (nodes + mu)
+
+
+def _square(nodes: np.ndarray, mu: np.ndarray) -> np.ndarray:
+    return _stiff(nodes, mu) ** 2
+
+
+def _integrate(rule: Rule, mu: np.ndarray, integrand: Integrand) -> np.ndarray:
+    return integrand(np.abs(rule[0]), mu[:, None]) @ rule[1]

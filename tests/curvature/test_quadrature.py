@@ -173,3 +173,21 @@ def test_squared_of_a_complete_krylov_space_is_complete(matrix_operator: Operato
     nodes, weights = gauss_rule(diagonal, coupling)
     np.testing.assert_allclose(nodes, [1, 4], atol=1e-10)
     np.testing.assert_allclose(weights, [0.5, 0.5], atol=1e-10)
+
+
+@pytest.mark.parametrize("rule", ["tail", "gauss", "radau", "middle"])
+def test_the_form_of_a_chosen_vector_has_no_noise_of_a_probe(matrix_operator: Operator, rule: str) -> None:
+    eigenvalues, weights = problem(0, 40)
+    found = Spectrum(40, (Tridiagonal(*coefficients(matrix_operator, eigenvalues, weights, 18)),))
+    mu = np.array([1e-3, 0.1, 2.0])
+    exact = np.array([(weights * np.abs(eigenvalues) / (np.abs(eigenvalues) + m)).sum() for m in mu])
+    value, low, high = found.start_form(mu, rule)
+    assert (low <= exact).all()
+    assert (exact <= high).all()
+    assert value == pytest.approx(exact, abs=0.1)
+    rest, rest_low, rest_high = found.start_form(mu, rule, complement=True)
+    for one, other in ((value, rest), (low, rest_high), (high, rest_low)):
+        assert one + other == pytest.approx(1, abs=1e-12)
+    # Where everything is stiff, the rest keeps its digits.
+    tiny = found.start_form(1e-14, rule, complement=True)[0]
+    assert float(tiny) < 1e-8

@@ -152,7 +152,10 @@ def test_resolution_solves_its_equation(seed: int, scale: float, epsilon: float)
     def form(mu: float) -> float:
         return float((step**2 * eigenvalues / (eigenvalues + mu)).sum())
 
-    mu = sight_resolution(lambda x: form(x) / radius**2, radius, epsilon, float(eigenvalues.max()))
+    def shares(mu: float) -> tuple[float, float]:
+        return form(mu) / radius**2, 1 - form(mu) / radius**2
+
+    mu = sight_resolution(shares, radius, epsilon, float(eigenvalues.max()))
     rise = float((step**2 * eigenvalues).sum()) / 2
     if math.isinf(mu):
         assert rise <= epsilon * (1 + 1e-6)
@@ -160,6 +163,22 @@ def test_resolution_solves_its_equation(seed: int, scale: float, epsilon: float)
         assert mu * form(mu) == pytest.approx(2 * epsilon, rel=1e-6)
         assert mu >= 2 * epsilon / radius**2 * (1 - 1e-9)
         assert rise >= epsilon * (1 - 1e-6)
+
+
+@given(seed=st.integers(0, 1000), condition=st.floats(1.1, 100), place=st.floats(0.02, 0.98))
+@settings(max_examples=40)
+def test_a_cut_on_a_well_conditioned_matrix_is_resolved(seed: int, condition: float, place: float) -> None:
+    rng = np.random.default_rng(seed)
+    eigenvalues, step = np.geomspace(1, condition, 60), rng.standard_normal(60)
+    step /= np.linalg.norm(step)
+
+    def psi(u: float) -> float:
+        return float(1 / (step**2 / (eigenvalues + u)).sum() - u)
+
+    u = float(place * condition)
+    sight = sight_along(Dense(np.diag(eigenvalues)), torch.from_numpy(step), 60)
+    assert sight.resolution(psi(u) / 2, "cut") == pytest.approx(u, rel=1e-5)
+    assert math.isinf(sight.resolution(float(step**2 @ eigenvalues) / 2 * 1.01, "cut"))
 
 
 def test_step_in_the_null_space_costs_nothing() -> None:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,11 @@ from prunelimit.pruning.paths import PruningPath
 #: Kinds of subspaces whose limit depends on the line of sight.
 SUBSPACES = ("cone", "cut")
 
-#: Sparsities at which the line of sight is probed at most; three or four are usual.
+#: Sparsities at which the line of sight is probed at most; three to five are usual.
 _EVALUATIONS = 12
+
+#: By how many per cent the needed density falls if one per cent more is kept, for the first step of the search.
+_ELASTICITY = 5.0
 
 #: Relative to the largest eigenvalue, how small and how large a resolution is looked for.
 _NEAR, _FAR = 1e-15, 1e8
@@ -179,11 +182,11 @@ def sight_limit(
     *,
     tolerance: float = 0.001,
     examples: int = 0,
+    tried: Sequence[float] = (),
 ) -> PruningLimit:
     r"""Solve for the sparsity at which a subspace through the sparse point just meets the ellipsoid.
 
-    The search starts at the formula's limit and goes on by false position until the removable fraction is within the
-    tolerance of the fraction removed. If the removable fraction does not rise along the path, as with the formula, the root is
+    The search goes on until the removable fraction is within the tolerance of the fraction removed. If the removable fraction does not rise along the path, as with the formula, the root is
     as close. That is not proved here; if there are several roots, one is found.
 
     Args:
@@ -194,6 +197,7 @@ def sight_limit(
         subspace: ``"cone"`` for a random subspace, ``"cut"`` for a random one perpendicular to the step.
         tolerance: Difference between the removable and the removed fraction at which the search stops.
         examples: Number of examples behind the curvature, for the report.
+        tried: Sparsities to begin with, because their lines of sight are at hand; by default the formula's limit.
 
     Returns:
         The limit, its cost being that of the lines of sight. Its interval comes from the low and high end of the removable
@@ -216,7 +220,8 @@ def sight_limit(
             seen[sparsity] = sights[sparsity].removable(found, epsilon, subspace)
         return seen[sparsity][0] - sparsity
 
-    value = _false_position(gap, formula_limit(found, path.distance, epsilon).sparsity, tolerance)
+    start = formula_limit(found, path.distance, epsilon).sparsity
+    value = _search(gap, tried or [start], found.dimension, tolerance)
     at_value = seen[value][0]
     table = pd.DataFrame(
         [(s, sights[s].radius, *fractions) for s, fractions in sorted(seen.items())],
@@ -261,24 +266,31 @@ def _crossing(sparsities: np.ndarray, fractions: np.ndarray, value: float) -> fl
     return float(np.clip(value + gaps[np.searchsorted(sparsities, value)], 0.0, 1.0))
 
 
-def _false_position(gap: Callable[[float], float], start: float, tolerance: float) -> float:
-    """Find where a falling function is within a tolerance of zero; its slope is at most -1, so zero is no farther than its value."""
-    ends: dict[bool, tuple[float, float]] = {}  # whether it is positive there, to the place and the value
-    place, last = start, None
-    for _ in range(_EVALUATIONS):
-        value = gap(place)
+def _search(gap: Callable[[float], float], tried: Sequence[float], total: int, tolerance: float) -> float:
+    """Find where the removable fraction less the sparsity is within a tolerance of zero.
+
+    In the logarithms of the density that is kept and the one that is needed the curve is nearly a line, so inverse
+    interpolation inside a bracket takes few steps.
+    """
+    points: dict[float, float] = {}  # log of the density that is kept, to the log of needed over kept
+    waiting, place = sorted(tried), 0.0
+    for _ in range(len(tried) + _EVALUATIONS):
+        place = math.log(1 - waiting.pop()) if waiting else place
+        kept = math.exp(place)
+        value = gap(1 - kept)
         if abs(value) <= tolerance:
-            return place
-        if last == (value > 0) and (not last) in ends:  # the same end twice: halve the other, or it would never move
-            other, weight = ends[not last]
-            ends[not last] = other, weight / 2
-        last = value > 0
-        ends[last] = place, value
-        if len(ends) == 1:  # not bracketed yet: zero is at most this far away
-            place = float(np.clip(place + value, 0.0, np.nextafter(1.0, 0.0)))
+            return 1 - kept
+        points[place] = math.log(max(kept - value, 0.5 / total) / kept)
+        few = max((x for x, excess in points.items() if excess > 0), default=None)
+        many = min((x for x, excess in points.items() if excess <= 0), default=None)
+        if few is None or many is None:
+            place = min(place + points[place] / (1 + _ELASTICITY), -1e-9)
             continue
-        (low, above), (high, below) = ends[True], ends[False]
-        place = low + (high - low) * above / (above - below)
-        if abs(high - low) <= tolerance / 4:  # a step of the path lies between
+        if abs(math.exp(many) - math.exp(few)) <= tolerance / 4:  # a step of the path lies between
             break
-    return min(ends.values(), key=lambda end: abs(gap(end[0])))[0]
+        nearest = sorted(points, key=lambda x: abs(points[x]))[:3]
+        excesses = [points[x] for x in nearest]
+        place = float(np.polyval(np.polyfit(excesses, nearest, len(set(excesses)) - 1), 0.0))
+        if not min(few, many) < place < max(few, many):
+            place = (few + many) / 2
+    return min((1 - math.exp(x) for x in points), key=lambda sparsity: abs(gap(sparsity)))

@@ -142,7 +142,7 @@ _TASKS = (
         },
         rows={"quick": None, "laptop": 2000},
         refits={"quick": None, "laptop": 2000},
-        sights={"quick": ((None, 256, 128),), "laptop": ((2000, 320, 64), (None, 400, 32))},
+        sights={"quick": ((None, 256, 128),), "laptop": ((2000, 320, 64), (None, 400, 24))},
     ),
     Task(
         "fc12-cifar10",

@@ -18,6 +18,7 @@ from prunelimit.experiments.runner import OutOfTime, Steps, as_plain, recorded_d
 from prunelimit.experiments.specs import SightSpec
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder
+from prunelimit.limit import PruningLimit
 from prunelimit.pruning.magnitude import MagnitudePath
 from prunelimit.sight import SUBSPACES, Sight, sight_along, sight_limit
 from prunelimit.threads import suited_threads
@@ -77,7 +78,10 @@ def run_sight(
         try:
             found = Spectrum.from_dict(probed["spectrum"])
             options = {"tolerance": spec.tolerance, "examples": probed["examples"]}
-            limits = {name: sight_limit(look, found, path, probed["epsilon"], name, **options) for name in SUBSPACES}
+            limits: dict[str, PruningLimit] = {}
+            for name in SUBSPACES:
+                tried = [s for limit in limits.values() for s in limit.curve.sparsity]
+                limits[name] = sight_limit(look, found, path, probed["epsilon"], name, tried=tried, **options)
         except OutOfTime:
             return None
         source = provenance(device, torch.get_num_threads())

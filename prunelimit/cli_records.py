@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -78,6 +78,25 @@ def run(
             say(f"{name}: recorded ({spec.hash}), measured limit {limit:.1%}, {time.monotonic() - start:.0f} s")
 
 
+def _record(
+    wanted: tuple[str, str, int],
+    list_specs: Callable[[Any, str, int], Sequence[Any]],
+    make: Callable[..., dict[str, Any] | None],
+    device: str,
+    time_budget: float | None,
+    threads: int,
+    told: Callable[[Any], str] = lambda spec: "",
+    **options: Any,
+) -> None:
+    """Make the records of one kind for a task or all of them, a profile and so many seeds, and say what became of each."""
+    from prunelimit.experiments.several import make_records
+
+    options |= {"device": check_device(device), "deadline": deadline_of(time_budget)}
+    use_threads(threads)
+    for name, spec, done in make_records(*wanted, list_specs, make, **options):
+        say(f"{name}: recorded ({spec.hash}){told(spec)}" if done else f"{name}: {OUT_OF_TIME}")
+
+
 def refit(
     experiment: Experiment = "all",
     profile: Profile = "quick",
@@ -92,12 +111,8 @@ def refit(
     """
     from prunelimit.experiments.catalogue import Task
     from prunelimit.experiments.refit import run_refit
-    from prunelimit.experiments.several import make_records
 
-    options: Any = {"device": check_device(device), "deadline": deadline_of(time_budget)}
-    use_threads(threads)
-    for name, spec, done in make_records(experiment, profile, seeds, Task.refit_specs, run_refit, **options):
-        say(f"{name}: recorded ({spec.hash})" if done else f"{name}: {OUT_OF_TIME}")
+    _record((experiment, profile, seeds), Task.refit_specs, run_refit, device, time_budget, threads)
 
 
 def sight(
@@ -115,13 +130,9 @@ def sight(
     Example: `prunelimit sight fc5-cifar10 --profile laptop --seeds 1`
     """
     from prunelimit.experiments.catalogue import Task
-    from prunelimit.experiments.several import make_records
     from prunelimit.experiments.sight import run_sight
 
-    options: Any = {"device": check_device(device), "deadline": deadline_of(time_budget)}
-    use_threads(threads)
-    for name, spec, done in make_records(experiment, profile, seeds, Task.sight_specs, run_sight, **options):
-        say(f"{name}: recorded ({spec.hash})" if done else f"{name}: {OUT_OF_TIME}")
+    _record((experiment, profile, seeds), Task.sight_specs, run_sight, device, time_budget, threads)
 
 
 def ladder(
@@ -140,12 +151,8 @@ def ladder(
     """
     from prunelimit.experiments.catalogue import LadderTask, find_ladders
     from prunelimit.experiments.ladder import run_ladder
-    from prunelimit.experiments.several import make_records
 
-    options: Any = {"device": check_device(device), "deadline": deadline_of(time_budget), "find": find_ladders}
-    use_threads(threads)
-    for name, spec, done in make_records(experiment, profile, seeds, LadderTask.specs, run_ladder, **options):
-        say(f"{name}: recorded ({spec.hash})" if done else f"{name}: {OUT_OF_TIME}")
+    _record((experiment, profile, seeds), LadderTask.specs, run_ladder, device, time_budget, threads, find=find_ladders)
 
 
 def resolve(
@@ -164,12 +171,11 @@ def resolve(
     """
     from prunelimit.experiments.catalogue import Task
     from prunelimit.experiments.curvature import run_curvature
-    from prunelimit.experiments.several import make_records
 
-    options: Any = {"device": check_device(device), "deadline": deadline_of(time_budget)}
-    use_threads(threads)
-    for name, spec, done in make_records(experiment, profile, seeds, Task.curvature_specs, run_curvature, **options):
-        say(f"{name}: recorded ({spec.hash}), {spec.steps} products" if done else f"{name}: {OUT_OF_TIME}")
+    def told(spec: Any) -> str:
+        return f", {spec.steps} products"
+
+    _record((experiment, profile, seeds), Task.curvature_specs, run_curvature, device, time_budget, threads, told)
 
 
 def rows(
@@ -188,13 +194,11 @@ def rows(
     """
     from prunelimit.experiments.catalogue import Task
     from prunelimit.experiments.rows import run_rows
-    from prunelimit.experiments.several import make_records
 
-    options: Any = {"device": check_device(device), "deadline": deadline_of(time_budget)}
-    use_threads(threads)
-    for name, spec, done in make_records(experiment, profile, seeds, Task.row_specs, run_rows, **options):
-        rest = f"recorded ({spec.hash}), order {spec.order}, {spec.probes} products and {spec.checked} exact rows"
-        say(f"{name}: {rest if done else OUT_OF_TIME}")
+    def told(spec: Any) -> str:
+        return f", order {spec.order}, {spec.probes} products and {spec.checked} exact rows"
+
+    _record((experiment, profile, seeds), Task.row_specs, run_rows, device, time_budget, threads, told)
 
 
 def status(seeds: Annotated[int, typer.Option(help="How many seeds to look for.")] = 3) -> None:

@@ -121,8 +121,8 @@ class PruningLimit:
         epsilon: Tolerated rise of the training loss, in nats.
         lower: Lower end of the kinematic formula's window: below it the subspace meets the sublevel set of a quadratic
             loss with probability 0.99; ``None`` for methods without one.
-        upper: Upper end: above it they miss with probability 0.99, for the formula if the cone's statistical dimension is
-            what it says, which is not proved; ``None`` for methods without one.
+        upper: Upper end: above it they miss with probability 0.99. For cone and cut that is proved if the curvature is
+            positive semi-definite; for the formula it holds only if the step is stiff. ``None`` for methods without one.
         radius: Distance R between the trained and the pruned weights at the limit.
         dimension: Effective dimension d at the limit; ``None`` for methods without one.
         curve: Columns ``sparsity``, ``radius`` and, by method, ``removable`` (with ``low`` and ``high``) or ``rise``; for

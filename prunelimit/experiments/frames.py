@@ -20,6 +20,7 @@ from prunelimit.experiments.sight import EXPERIMENT as SIGHT
 from prunelimit.experiments.specs import LimitSpec
 from prunelimit.experiments.store import load_record
 from prunelimit.limit import PruningLimit, formula_limit
+from prunelimit.pruning.magnitude import effective_sparsity
 
 #: Grid onto which the recorded 1,001 distances are interpolated before the root is sought.
 FINE_GRID = 20_001
@@ -31,6 +32,7 @@ MEASURES = {
     "cut": "formula, for the cut",
     "directional": "directional",
     "refit": "refit",
+    "emp": "EMP: no curvature",
     "measured": "one-shot: loss ≤ dense + ε",
     "accuracy": "one-shot: accuracy ≥ dense",
     "accuracy_slack": "one-shot: accuracy ≥ dense − 0.1",
@@ -173,6 +175,7 @@ def limits_frame(cells: Sequence[Cell]) -> pd.DataFrame:
                 "cut": sight.get("cut", {}).get("sparsity", np.nan),
                 "directional": record["directional"]["sparsity"],
                 "refit": refit.get("sparsity", np.nan),
+                "emp": effective_sparsity(np.array(record["radius"]), record["total"]),
                 "measured": record["measured"]["sparsity"],
                 "accuracy": record["accuracy"]["accuracy"],
                 "accuracy_slack": record["accuracy"]["accuracy_slack"],

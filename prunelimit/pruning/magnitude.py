@@ -141,6 +141,30 @@ class MagnitudePath:
         return {name: part.reshape(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
 
+def effective_sparsity(distance: np.ndarray, total: int) -> float:
+    r"""Predict a limit from the magnitudes alone: keep :math:`N_\mathrm{eff} = (\sum_i |w_i|)^2 / \sum_i w_i^2` weights.
+
+    It knows nothing of loss, data or curvature, which makes it the rival that a prediction with curvature has to beat.
+    Source: effective model pruning, Wang et al. (2025).
+
+    Args:
+        distance: Distances R of :class:`MagnitudePath`, ``(D + 1,)``, or a coarser, equally spaced curve: weights between two
+            of its points then count as equally large.
+        total: Number of prunable weights, D.
+
+    Returns:
+        The sparsity, between 0 and 1.
+
+    Raises:
+        PruneLimitError: If all weights are zero.
+    """
+    squares = np.diff(np.asarray(distance, dtype=float) ** 2).clip(min=0)
+    if not squares.sum() > 0:
+        raise PruneLimitError("distance is zero everywhere: a network without weights has no effective number of them.")
+    together = total / len(squares)
+    return 1 - float(np.sqrt(squares * together).sum() ** 2 / squares.sum()) / total
+
+
 def magnitude_masks(model: nn.Module, sparsity: float, prunable: Sequence[str] | None = None) -> Masks:
     """Find the masks of one global magnitude cut.
 

@@ -272,14 +272,16 @@ def _search(gap: Callable[[float], float], tried: Sequence[float], total: int, t
     In the logarithms of the density that is kept and the one that is needed the curve is nearly a line, so inverse
     interpolation inside a bracket takes few steps.
     """
+    gaps: dict[float, float] = {}
     points: dict[float, float] = {}  # log of the density that is kept, to the log of needed over kept
     waiting, place = sorted(tried), 0.0
     for _ in range(len(tried) + _EVALUATIONS):
-        place = math.log(1 - waiting.pop()) if waiting else place
-        kept = math.exp(place)
-        value = gap(1 - kept)
-        if abs(value) <= tolerance:
-            return 1 - kept
+        sparsity = waiting.pop() if waiting else 1 - math.exp(place)
+        kept, value = 1 - sparsity, gap(sparsity)
+        place, gaps[sparsity] = math.log(kept), value
+        best = min(gaps, key=lambda s: abs(gaps[s]))
+        if not waiting and abs(gaps[best]) <= tolerance:
+            return best
         points[place] = math.log(max(kept - value, 0.5 / total) / kept)
         few = max((x for x, excess in points.items() if excess > 0), default=None)
         many = min((x for x, excess in points.items() if excess <= 0), default=None)
@@ -293,4 +295,4 @@ def _search(gap: Callable[[float], float], tried: Sequence[float], total: int, t
         place = float(np.polyval(np.polyfit(excesses, nearest, len(set(excesses)) - 1), 0.0))
         if not min(few, many) < place < max(few, many):
             place = (few + many) / 2
-    return min((1 - math.exp(x) for x in points), key=lambda sparsity: abs(gap(sparsity)))
+    return best

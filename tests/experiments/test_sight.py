@@ -13,6 +13,7 @@ from prunelimit.experiments import frames
 from prunelimit.experiments.catalogue import TASKS
 from prunelimit.experiments.curvature import EXPERIMENT as CURVATURE
 from prunelimit.experiments.sight import EXPERIMENT, run_sight
+from prunelimit.experiments.sight_frames import sight_steps_frame, truncated_limit
 from prunelimit.experiments.specs import SightSpec
 from prunelimit.experiments.store import load_record, save_record
 from prunelimit.files import cache_folder
@@ -104,3 +105,30 @@ def test_a_spectrum_of_another_network_is_refused(
     save_record(CURVATURE, SPEC.spectrum, probed | {"radius": [r * 1.01 for r in probed["radius"]]})
     with pytest.raises(PruneLimitError, match="another network"):
         run_sight(SPEC)
+
+
+def test_fewer_products_of_the_recorded_lines_of_sight_lead_to_the_same_limit_in_the_end(
+    record: dict[str, Any],
+) -> None:
+    probed = load_record(CURVATURE, SPEC.spectrum)
+    assert probed is not None
+    for name in ("cone", "cut"):
+        whole = truncated_limit(record, probed, name, SPEC.sight_steps)
+        assert whole == pytest.approx(record["limits"][name]["sparsity"], abs=SPEC.tolerance)
+        assert truncated_limit(record, probed, name, 2) != pytest.approx(whole, abs=1e-4)
+    outside = record | {"sights": record["sights"][:1]}
+    assert truncated_limit(outside, probed, "cut", 5) != truncated_limit(outside, probed, "cut", 5)  # NaN
+
+
+def test_steps_are_listed_for_recorded_cells(record: dict[str, Any]) -> None:
+    task = TASKS["fc5-cifar10"]
+    cell = frames.Cell(task, "quick", 3, task.spec("quick", 3), {})
+    spec = task.sight_specs("quick", 3)[-1]
+    save_record(EXPERIMENT, spec, record)
+    assert sight_steps_frame([cell], [5, 10]).empty  # without its spectrum
+    probed = load_record(CURVATURE, SPEC.spectrum)
+    assert probed is not None
+    save_record(CURVATURE, spec.spectrum, {k: v for k, v in probed.items() if k not in ("hash", "spec", "digest")})
+    table = sight_steps_frame([cell], [5, 10, 10**6])
+    assert table.steps.tolist() == [5, 10]
+    assert table.cut.between(0, 1).all()

@@ -49,7 +49,7 @@ def plot_errors(table: pd.DataFrame, scales: int = 4) -> Figure:
             axis.set_title(f"{network}, D = {part.dimension.iloc[0]:,}\nµ = {scale:.1g} × largest", fontsize=9)
             axis.set_xlabel("CPU seconds")
         row[0].set_ylabel("relative error of d(µ)")
-    axes[0, 0].legend(fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     return figure
 
 

@@ -37,6 +37,9 @@ EPSILON_BATCH = 128
 
 Dimension = Callable[[np.ndarray], np.ndarray]
 
+#: Maps distances to removable fractions.
+Removable = Callable[[np.ndarray], np.ndarray]
+
 
 def effective_dimension(eigenvalues: Tensor | np.ndarray, mu: np.ndarray | float) -> np.ndarray:
     r"""Compute :math:`d(\mu) = \sum_i |\lambda_i| / (|\lambda_i| + \mu)` exactly.
@@ -74,7 +77,7 @@ def removable_fraction(dimension: Dimension, radius: np.ndarray, epsilon: float,
     return result
 
 
-def solve_limit(distance: np.ndarray, removable: Callable[[np.ndarray], np.ndarray], shift: float = 0.0) -> float:
+def solve_limit(distance: np.ndarray, removable: Removable, shift: float = 0.0) -> float:
     """Find the root of removable(R(s)) + shift = s by bisection over the number of removed weights.
 
     Args:
@@ -94,6 +97,40 @@ def solve_limit(distance: np.ndarray, removable: Callable[[np.ndarray], np.ndarr
         else:
             high = middle - 1
     return low / total
+
+
+def exact_limit(eigenvalues: Tensor | np.ndarray, distance: np.ndarray, epsilon: float) -> float:
+    """Solve the formula with all eigenvalues: the truth that an estimated spectrum approaches.
+
+    Args:
+        eigenvalues: All D of them.
+        distance: ``(D + 1,)`` distances R, as in :class:`~prunelimit.pruning.magnitude.MagnitudePath`.
+        epsilon: Tolerated rise of the loss.
+
+    Returns:
+        The predicted limit.
+    """
+    total = len(eigenvalues)
+    return solve_limit(
+        distance, lambda r: removable_fraction(lambda mu: effective_dimension(eigenvalues, mu), r, epsilon, total)
+    )
+
+
+def formula_side(found: Spectrum, which: int, epsilon: float, bounds: str = "certified") -> Removable:
+    """Return the function that maps distances to removable fractions, by one side of the effective dimension.
+
+    Args:
+        found: The spectrum.
+        which: 0 for the value, 1 for the low and 2 for the high end of the effective dimension.
+        epsilon: Tolerated rise of the loss.
+        bounds: Which bounds of d(mu); see :meth:`~prunelimit.curvature.Spectrum.effective_dimension`.
+
+    Returns:
+        The function, as :func:`solve_limit` takes it.
+    """
+    return lambda radius: removable_fraction(
+        lambda mu: found.effective_dimension(mu, bounds=bounds)[which], radius, epsilon, found.dimension
+    )
 
 
 def kinematic_margin(total: int, eta: float = ETA) -> float:
@@ -285,27 +322,22 @@ def formula_limit(
     """
     check_epsilon(epsilon)
 
-    def by_bound(which: int) -> Callable[[np.ndarray], np.ndarray]:
-        def dimension(mu: np.ndarray) -> np.ndarray:
-            return found.effective_dimension(mu, bounds=bounds)[which]
-
-        return lambda radius: removable_fraction(dimension, radius, epsilon, found.dimension)
-
-    value = solve_limit(distance, by_bound(0))
-    interval = (solve_limit(distance, by_bound(2)), solve_limit(distance, by_bound(1)))
+    sides = [formula_side(found, which, epsilon, bounds) for which in range(3)]
+    value = solve_limit(distance, sides[0])
+    interval = (solve_limit(distance, sides[2]), solve_limit(distance, sides[1]))
     margin = kinematic_margin(found.dimension)
     grid = np.arange(CURVE_POINTS) / CURVE_POINTS
     radius = np.interp(grid, np.linspace(0, 1, len(distance)), distance)
     # A larger dimension removes less: the high end of d is the low end of the fraction.
-    columns = {name: by_bound(which)(radius) for name, which in (("removable", 0), ("low", 2), ("high", 1))}
+    columns = {name: sides[which](radius) for name, which in (("removable", 0), ("low", 2), ("high", 1))}
     reached = float(distance[round(value * (len(distance) - 1))])
-    at_root = found.dimension * (1 - float(by_bound(0)(np.array([reached]))[0]))
+    at_root = found.dimension * (1 - float(sides[0](np.array([reached]))[0]))
     return PruningLimit(
         sparsity=value,
         interval=(min(interval), max(interval)),
         epsilon=epsilon,
-        lower=solve_limit(distance, by_bound(0), -margin),
-        upper=solve_limit(distance, by_bound(0), margin),
+        lower=solve_limit(distance, sides[0], -margin),
+        upper=solve_limit(distance, sides[0], margin),
         radius=reached,
         dimension=at_root,
         curve=pd.DataFrame({"sparsity": grid, "radius": radius, **columns}),

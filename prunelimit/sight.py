@@ -36,7 +36,7 @@ from torch import Tensor
 from prunelimit.curvature.lanczos import SymmetricOperator, lanczos
 from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.errors import unknown_name
-from prunelimit.limit import PruningLimit, check_epsilon, formula_limit, kinematic_margin
+from prunelimit.limit import PruningLimit, check_epsilon, formula_side, kinematic_margin, solve_limit
 from prunelimit.path_limits import check_tolerance
 from prunelimit.pruning.paths import PruningPath
 
@@ -186,8 +186,9 @@ def sight_limit(
 ) -> PruningLimit:
     r"""Solve for the sparsity at which a subspace through the sparse point just meets the ellipsoid.
 
-    The search goes on until the removable fraction is within the tolerance of the fraction removed. If the removable fraction does not rise along the path, as with the formula, the root is
-    as close. That is not proved here; if there are several roots, one is found.
+    The search goes on until the removable fraction is within the tolerance of the fraction removed. If the removable
+    fraction does not rise along the path, as with the formula, the root is as close. That is not proved here; if there are
+    several roots, one is found.
 
     Args:
         look: Maps a sparsity to the line of sight from its sparse point, see :func:`sight_along`.
@@ -220,8 +221,9 @@ def sight_limit(
             seen[sparsity] = sights[sparsity].removable(found, epsilon, subspace)
         return seen[sparsity][0] - sparsity
 
-    start = formula_limit(found, path.distance, epsilon).sparsity
-    value = _search(gap, tried or [start], found.dimension, tolerance)
+    if not tried:
+        tried = [solve_limit(path.distance, formula_side(found, 0, epsilon))]
+    value = _search(gap, tried, found.dimension, tolerance)
     at_value = seen[value][0]
     table = pd.DataFrame(
         [(s, sights[s].radius, *fractions) for s, fractions in sorted(seen.items())],

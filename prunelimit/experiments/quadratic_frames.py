@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from prunelimit.experiments.geometry_frames import wilson_interval
 from prunelimit.experiments.quadratic import (
     ORIENTATIONS,
     SUBSPACES,
@@ -21,25 +22,6 @@ from prunelimit.geometry.kinematic import ETA
 
 #: Kinds of eigenvectors that are compared, and the cut alone, to what figures call them.
 CASES = {"cut": "random eigenvectors, nothing refitted", **ORIENTATIONS}
-
-#: Standard deviations of the Wilson interval: 95 %.
-WILSON = 1.96
-
-
-def wilson(successes: np.ndarray, trials: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 95 % Wilson interval of a probability.
-
-    Args:
-        successes: How many trials succeeded.
-        trials: Out of how many.
-
-    Returns:
-        Low and high ends.
-    """
-    share, square = np.asarray(successes) / trials, WILSON**2 / trials
-    middle = (share + square / 2) / (1 + square)
-    half = np.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)
-    return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
 
 
 def sparsity_counts(dimension: int, points: int) -> list[int]:
@@ -72,7 +54,7 @@ def success_frame(
         }
         for subspace, values in rises.items():
             successes = (values <= well.epsilon).sum(axis=0)
-            low, high = wilson(successes, trials)
+            low, high = wilson_interval(successes, trials)
             columns = {"sparsity": np.array(counts) / well.dimension, "probability": successes / trials}
             parts.append(pd.DataFrame({"name": name, "subspace": subspace, **columns, "low": low, "high": high}))
     return pd.concat(parts, ignore_index=True)

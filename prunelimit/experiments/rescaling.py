@@ -14,8 +14,7 @@ from torch.nn.functional import cross_entropy
 from prunelimit.curvature import HessianOperator
 from prunelimit.datasets import load_dataset
 from prunelimit.errors import PruneLimitError
-from prunelimit.experiments.theory_frames import formula_side
-from prunelimit.limit import default_epsilon, effective_dimension, removable_fraction, solve_limit
+from prunelimit.limit import default_epsilon, exact_limit, formula_side, solve_limit
 from prunelimit.models import mlp
 from prunelimit.predict import predict_limit
 from prunelimit.pruning.magnitude import MagnitudePath, flatten, prunable_parameters
@@ -101,13 +100,6 @@ def scaled_network(model: nn.Module, factor: float) -> nn.Module:
     return other
 
 
-def _exact_limit(eigenvalues: np.ndarray, distance: np.ndarray, epsilon: float) -> float:
-    total = len(eigenvalues)
-    return solve_limit(
-        distance, lambda r: removable_fraction(lambda mu: effective_dimension(eigenvalues, mu), r, epsilon, total)
-    )
-
-
 def _loss(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
     with torch.no_grad():
         return float(cross_entropy(model(data[0]), data[1]))
@@ -167,9 +159,9 @@ def rescaling_frame(
                 "loss": _loss(other, data),
                 "trace": float(np.abs(eigenvalues).sum()),
                 "length": float(np.linalg.norm(weights)),
-                "formula": _exact_limit(eigenvalues, MagnitudePath(other).distance, epsilon),
+                "formula": exact_limit(eigenvalues, MagnitudePath(other).distance, epsilon),
                 "measured": own.sparsity,
-                "formula_fixed": _exact_limit(eigenvalues, fixed, epsilon),
+                "formula_fixed": exact_limit(eigenvalues, fixed, epsilon),
                 "measured_fixed": kept.sparsity,
             }
         )

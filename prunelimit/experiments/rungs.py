@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.linalg import eigh
 
-from prunelimit.limit import effective_dimension, removable_fraction, solve_limit
+from prunelimit.limit import exact_limit
 from prunelimit.minima import affine_minimum, ball_minimum
 
 #: Ridge on the eigenvalues, relative to mu = 2 epsilon / R^2: within R it adds a millionth of epsilon.
@@ -75,14 +75,7 @@ class Rungs:
 
     def formula(self) -> float:
         """Solve the formula with all eigenvalues: the limit, as a sparsity."""
-
-        def removable(radius: np.ndarray) -> np.ndarray:
-            def dimension(mu: np.ndarray) -> np.ndarray:
-                return effective_dimension(self.eigenvalues, mu)
-
-            return removable_fraction(dimension, radius, self.epsilon, self.total)
-
-        return solve_limit(self.distance, removable)
+        return exact_limit(self.eigenvalues, self.distance, self.epsilon)
 
     def _lowest(self, removed: int, rows: np.ndarray) -> tuple[float, np.ndarray]:
         """Minimise |H| over the sparse point plus a subspace, given by rows in the eigenbasis."""

@@ -25,9 +25,7 @@ from prunelimit.limit import (
     CURVE_POINTS,
     PruningLimit,
     default_epsilon,
-    effective_dimension,
-    removable_fraction,
-    solve_limit,
+    exact_limit,
 )
 from prunelimit.path_limits import directional_limit
 from prunelimit.predict import predict_limit
@@ -242,11 +240,8 @@ def _exact(trained: TrainedModel, sample: Any, path: MagnitudePath, epsilon: flo
     matrix = HessianOperator(trained.model, cross_entropy, sample).dense()
     eigenvalues = torch.linalg.eigvalsh(matrix).cpu().numpy()
 
-    def removable(radius: np.ndarray) -> np.ndarray:
-        return removable_fraction(lambda mu: effective_dimension(eigenvalues, mu), radius, epsilon, path.total)
-
     return {
-        "sparsity": solve_limit(path.distance, removable),
+        "sparsity": exact_limit(eigenvalues, path.distance, epsilon),
         "largest": float(eigenvalues[-1]),
         "smallest": float(eigenvalues[0]),
         "negative_share": float((eigenvalues < -1e-7 * eigenvalues[-1]).mean()),

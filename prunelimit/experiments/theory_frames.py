@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,15 +11,13 @@ from prunelimit.curvature.quadrature import TAIL, Spectrum, gauss_rule
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.frames import Cell, fine_distance
 from prunelimit.experiments.quadratic import QuadraticWell
-from prunelimit.limit import removable_fraction, solve_limit
+from prunelimit.limit import formula_side, solve_limit
 
 #: So many times the largest eigenvalue is a resolution at which the effective dimension is the trace, to nine digits.
 FAR = 1e9
 
 #: Shares of the trace for which the smallest number of eigenvalues is counted.
 SHARES = (0.5, 0.9)
-
-Removable = Callable[[np.ndarray], np.ndarray]
 
 
 def scaling_frame(cells: Sequence[Cell], factors: Sequence[float]) -> pd.DataFrame:
@@ -59,22 +57,6 @@ def scaling_frame(cells: Sequence[Cell], factors: Sequence[float]) -> pd.DataFra
                 }
             )
     return pd.DataFrame(rows)
-
-
-def formula_side(found: Spectrum, which: int, epsilon: float) -> Removable:
-    """Return the function that maps distances to removable fractions, by one side of the effective dimension.
-
-    Args:
-        found: The spectrum.
-        which: 0 for the value, 1 for the low and 2 for the high end of the effective dimension.
-        epsilon: Tolerated rise of the loss.
-
-    Returns:
-        The function, as :func:`~prunelimit.limit.solve_limit` takes it.
-    """
-    return lambda radius: removable_fraction(
-        lambda mu: found.effective_dimension(mu)[which], radius, epsilon, found.dimension
-    )
 
 
 def absolute_trace(found: Spectrum) -> tuple[float, float, float]:

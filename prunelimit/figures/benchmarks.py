@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from prunelimit.figures.style import new_figure
+from prunelimit.figures.style import legend_below, new_figure
 
 _COLOURS = dict(
     zip(
@@ -49,7 +49,7 @@ def plot_errors(table: pd.DataFrame, scales: int = 4) -> Figure:
             axis.set_title(f"{network}, D = {part.dimension.iloc[0]:,}\nµ = {scale:.1g} × largest", fontsize=9)
             axis.set_xlabel("CPU seconds")
         row[0].set_ylabel("relative error of d(µ)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    legend_below(figure, axes[0, 0], 4)
     return figure
 
 

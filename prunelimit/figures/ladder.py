@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prunelimit.figures.style import new_figure, percent_axis
+from prunelimit.figures.style import legend_below, new_figure, panel_grid, percent_axis
 
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY = sns.color_palette("colorblind")[:8]
 
@@ -49,7 +49,7 @@ def plot_ladder(frame: pd.DataFrame, branches: dict[str, str]) -> Figure:
             axis.set_title(f"{title}: {data} ({profile})", loc="left")
             axis.set_xlim(edge, 1.0)
     fullest = max(axes[:, 0], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
-    figure.legend(*fullest.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    legend_below(figure, fullest, 4)
     return figure
 
 
@@ -82,9 +82,8 @@ def plot_directions(frame: pd.DataFrame, kinds: dict[str, str]) -> Figure:
         One panel per network: the true rise of every step of every seed, and the mean of its expansion by H and gradient.
     """
     titles = list(dict.fromkeys(frame.title))
-    columns = min(2, len(titles))
-    figure, axes = new_figure(-(-len(titles) // columns), columns, width=5.2, height=3.1)
-    for axis, title in zip(axes.flat, titles, strict=False):
+    figure, axes = panel_grid(len(titles), 2, width=5.2, height=3.1)
+    for axis, title in zip(axes, titles, strict=True):
         for place, kind in enumerate(kinds):
             part = frame[(frame.title == title) & (frame.kind == kind)]
             colour = _RED if kind == "cut" else _BLUE
@@ -100,9 +99,7 @@ def plot_directions(frame: pd.DataFrame, kinds: dict[str, str]) -> Figure:
         axis.set_yticks([-place for place in range(len(kinds))], list(kinds.values()))
         axis.set_title(title, loc="left")
         axis.set_xlabel("rise of the loss / ε")
-    for axis in axes.flat[len(titles) :]:
-        axis.set_visible(False)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    legend_below(figure, axes[0], 2)
     return figure
 
 
@@ -130,9 +127,8 @@ def plot_expansions(path: pd.DataFrame) -> Figure:
         the formula's limit.
     """
     titles = list(dict.fromkeys(path.title))
-    columns = min(2, len(titles))
-    figure, axes = new_figure(-(-len(titles) // columns), columns, width=4.8, height=3.2)
-    for axis, title in zip(axes.flat, titles, strict=False):
+    figure, axes = panel_grid(len(titles), 2, width=4.8, height=3.2)
+    for axis, title in zip(axes, titles, strict=True):
         part = path[path.title == title]
         means = part.groupby("sparsity")[["rise", *_EXPANDED]].mean()
         means = means.where(means > LOWEST)
@@ -149,9 +145,7 @@ def plot_expansions(path: pd.DataFrame) -> Figure:
         axis.set_title(title, loc="left")
         axis.set_xlabel("sparsity (fraction removed)")
         axis.set_ylabel("rise / ε")
-    for axis in axes.flat[len(titles) :]:
-        axis.set_visible(False)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    legend_below(figure, axes[0], 3)
     return figure
 
 

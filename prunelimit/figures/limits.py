@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prunelimit.figures.style import COLOURS, LABELS, LINES, new_figure, percent_axis
+from prunelimit.figures.style import COLOURS, LABELS, LINES, legend_below, new_figure, panel_grid, percent_axis
 
 if TYPE_CHECKING:
     from prunelimit.experiments.frames import Cell
@@ -97,8 +97,7 @@ def plot_sweeps(sweeps: pd.DataFrame, limits: pd.DataFrame) -> Figure:
         left.set_ylabel("test accuracy, no retraining")
         percent_axis(left, "y")
         left.set_title(title, loc="left")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
+    legend_below(figure, axes[0, 0])
     return figure
 
 
@@ -112,10 +111,8 @@ def plot_radius(cells: Sequence[Cell]) -> Figure:
         The figure.
     """
     panels = _panels(cells)
-    columns = min(len(panels), 2)
-    rows = -(-len(panels) // columns)
-    figure, axes = new_figure(rows, columns)
-    for axis, (title, group) in zip(axes.flat, panels.items(), strict=False):
+    figure, axes = panel_grid(len(panels), 2)
+    for axis, (title, group) in zip(axes, panels.items(), strict=True):
         for number, cell in enumerate(group):
             curve, limit = cell.limit.curve, cell.limit
             first = number == 0
@@ -152,10 +149,7 @@ def plot_radius(cells: Sequence[Cell]) -> Figure:
         axis.set_xlabel("distance R = ‖w* − w(s)‖")
         axis.set_ylabel("fraction of weights")
         percent_axis(axis, "y")
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -194,7 +188,7 @@ def plot_answer(limits: pd.DataFrame) -> Figure:
     """
     figure, axes = new_figure(width=7.6, height=1.5 + 0.9 * limits.title.nunique())
     _draw_marks(axes[0, 0], limits)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    legend_below(figure, axes[0, 0])
     return figure
 
 

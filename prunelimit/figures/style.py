@@ -61,6 +61,30 @@ def new_figure(rows: int = 1, columns: int = 1, width: float = 4.4, height: floa
     return figure, axes
 
 
+def panel_grid(count: int, columns: int, width: float = 4.4, height: float = 3.3) -> tuple[Figure, list[Axes]]:
+    """Start a figure of so many panels in the book's style; those that are left over are hidden.
+
+    Args:
+        count: Number of panels.
+        columns: Panels in a row, at most.
+        width: Width of a panel in inches.
+        height: Height of a panel in inches.
+
+    Returns:
+        The figure and the axes of the panels, row by row.
+    """
+    columns = min(count, columns)
+    figure, axes = new_figure(-(-count // columns), columns, width=width, height=height)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, list(axes.flat[:count])
+
+
+def legend_below(figure: Figure, axis: Axes, columns: int = 2) -> None:
+    """Put one panel's legend under all panels."""
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=9)
+
+
 def show(figure: Figure, alt: str) -> None:
     """Display a figure in a notebook together with its text equivalent.
 

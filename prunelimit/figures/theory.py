@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from prunelimit.figures.style import COLOURS, new_figure, percent_axis
+from prunelimit.figures.style import COLOURS, legend_below, new_figure, panel_grid, percent_axis
 
 if TYPE_CHECKING:
     from prunelimit.experiments.frames import Cell
@@ -41,20 +41,6 @@ _TRACE = _BROWN
 LOWEST = 1e-3
 
 
-def _grid(count: int, columns: int, width: float = 4.0, height: float = 3.0) -> tuple[Figure, list[Axes]]:
-    """Start a figure of so many panels; those that are left over are hidden."""
-    columns = min(count, columns)
-    figure, axes = new_figure(-(-count // columns), columns, width=width, height=height)
-    for axis in axes.flat[count:]:
-        axis.set_visible(False)
-    return figure, list(axes.flat[:count])
-
-
-def _below(figure: Figure, axis: Axes, columns: int = 2) -> None:
-    """Put one legend under all panels."""
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=9)
-
-
 def plot_success(success: pd.DataFrame, predictions: pd.DataFrame) -> Figure:
     """Draw how often a subspace meets the sublevel set of a quadratic, with the predicted limit and its window.
 
@@ -65,7 +51,7 @@ def plot_success(success: pd.DataFrame, predictions: pd.DataFrame) -> Figure:
     Returns:
         The figure.
     """
-    figure, axes = _grid(len(predictions), 3)
+    figure, axes = panel_grid(len(predictions), 3, 4.0, 3.0)
     for axis, (_, row) in zip(axes, predictions.iterrows(), strict=True):
         axis.axvspan(row.lower, row.upper, color=COLOURS["formula"], alpha=0.12, linewidth=0, label="window s₋ to s₊")
         axis.axvline(row.formula, color=COLOURS["formula"], linewidth=1.8, label="predicted limit s*")
@@ -85,7 +71,7 @@ def plot_success(success: pd.DataFrame, predictions: pd.DataFrame) -> Figure:
         axis.set_ylabel("share of trials that meet")
         percent_axis(axis)
         percent_axis(axis, "y")
-    _below(figure, axes[0], 3)
+    legend_below(figure, axes[0], 3)
     return figure
 
 
@@ -99,7 +85,7 @@ def plot_orientations(panels: dict[str, pd.DataFrame], limits: dict[str, float])
     Returns:
         One panel per quadratic.
     """
-    figure, axes = _grid(len(panels), 2, 5.0, 3.6)
+    figure, axes = panel_grid(len(panels), 2, 5.0, 3.6)
     for axis, (name, frame) in zip(axes, panels.items(), strict=True):
         for key, (colour, line) in TURNED.items():
             part = frame[frame.orientation == key].sort_values("sparsity")
@@ -114,7 +100,7 @@ def plot_orientations(panels: dict[str, pd.DataFrame], limits: dict[str, float])
         axis.set_xlabel("sparsity s")
         axis.set_ylabel("smallest rise / ε")
         percent_axis(axis)
-    _below(figure, axes[0])
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -128,7 +114,7 @@ def plot_ball(frame: pd.DataFrame) -> Figure:
         One panel per dimension.
     """
     groups = list(frame.groupby("dimension"))
-    figure, axes = _grid(len(groups), 3)
+    figure, axes = panel_grid(len(groups), 3, 4.0, 3.0)
     for axis, (dimension, part) in zip(axes, groups, strict=True):
         row = part.iloc[0]
         axis.axvspan(row.lower, row.upper, color=COLOURS["formula"], alpha=0.12, linewidth=0, label="window s₋ to s₊")
@@ -140,7 +126,7 @@ def plot_ball(frame: pd.DataFrame) -> Figure:
         axis.set_ylabel("probability of meeting")
         percent_axis(axis)
         percent_axis(axis, "y")
-    _below(figure, axes[0], 3)
+    legend_below(figure, axes[0], 3)
     return figure
 
 
@@ -162,7 +148,7 @@ def plot_scaled_weights(cells: Sequence[Cell], scaling: pd.DataFrame) -> Figure:
     """
     first = {cell.title: cell for cell in reversed(cells)}
     titles = [title for title in dict.fromkeys(scaling.title) if title in first]
-    figure, axes = _grid(len(titles) + 1, 2, 5.2, 3.5)
+    figure, axes = panel_grid(len(titles) + 1, 2, 5.2, 3.5)
     factors = sorted({float(c) for c in scaling.factor})
     shades = dict(zip(factors, sns.color_palette("flare", len(factors)), strict=True))
     for axis, title in zip(axes, titles, strict=False):
@@ -184,7 +170,7 @@ def plot_scaled_weights(cells: Sequence[Cell], scaling: pd.DataFrame) -> Figure:
             axis.plot([row.radius], [row.sparsity], "o", color=colour, markersize=6)
         _frame_crossings(axis, reach)
         axis.set_title(title, loc="left")
-    _below(figure, axes[0], 3)
+    legend_below(figure, axes[0], 3)
     last = axes[-1]
     for number, (title, colour) in enumerate(_titles(scaling).items()):
         _limits_over(last, scaling[scaling.title == title], colour, title, 0.06 * number - 0.09)
@@ -267,7 +253,7 @@ def plot_bounds(curves: pd.DataFrame, limits: pd.DataFrame) -> Figure:
     Returns:
         The figure.
     """
-    figure, axes = _grid(len(limits), 3)
+    figure, axes = panel_grid(len(limits), 3, 4.0, 3.0)
     for axis, (_, row) in zip(axes, limits.iterrows(), strict=True):
         part = curves[curves.name == row["name"]]
         axis.plot(part.sparsity, part.sparsity, color="0.4", label="removed: s")
@@ -282,7 +268,7 @@ def plot_bounds(curves: pd.DataFrame, limits: pd.DataFrame) -> Figure:
         axis.set_ylabel("fraction of weights")
         percent_axis(axis)
         percent_axis(axis, "y")
-    _below(figure, axes[0], 3)
+    legend_below(figure, axes[0], 3)
     return figure
 
 

@@ -11,6 +11,7 @@ from scipy import stats
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments import quadratic as q
 from prunelimit.experiments import quadratic_frames as frames
+from prunelimit.experiments.geometry_frames import wilson_interval
 from prunelimit.geometry import random_rotation
 from prunelimit.limit import effective_dimension
 
@@ -186,7 +187,7 @@ def test_a_ball_is_met_outside_of_the_window():
 
 
 def test_wilson_by_hand():
-    low, high = frames.wilson(np.array([0, 5, 10]), 10)
+    low, high = wilson_interval(np.array([0, 5, 10]), 10)
     assert low == pytest.approx([0, 0.2366, 0.7225], abs=1e-4)
     assert high == pytest.approx([0.2775, 0.7634, 1], abs=1e-4)
 

@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 from prunelimit.curvature import HessianOperator
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments import rescaling
+from prunelimit.limit import exact_limit
 from prunelimit.models import mlp
 from prunelimit.pruning.magnitude import MagnitudePath
 
@@ -48,7 +49,7 @@ def test_the_frame_is_the_rescaled_networks_own(case):
     other = rescaling.rescaled_layers(model, 0, 4.0)
     values = np.linalg.eigvalsh(HessianOperator(other, cross_entropy, data).dense().numpy())
     assert frame.trace.iloc[2] == pytest.approx(np.abs(values).sum(), rel=1e-9)
-    assert frame.formula.iloc[2] == rescaling._exact_limit(values, MagnitudePath(other).distance, 0.05)
+    assert frame.formula.iloc[2] == exact_limit(values, MagnitudePath(other).distance, 0.05)
     assert frame.length.iloc[2] == pytest.approx(MagnitudePath(other).distance[-1])
 
 

@@ -1,7 +1,5 @@
 """The page with the sliders, used in a browser from a folder: its numbers are the library's, and everyone can use it."""
 
-import os
-import shutil
 from urllib.parse import parse_qs
 
 import pytest
@@ -12,29 +10,6 @@ from prunelimit.experiments.store import repository
 pytestmark = pytest.mark.browser
 
 PAGE = repository() / "_build" / "html" / "book" / "explore.html"
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    problem = "no Chromium is installed" if BROWSER is None else "" if PAGE.is_file() else "run make book"
-    if problem and os.environ.get("PRUNELIMIT_REQUIRE_BROWSER") == "1":
-        pytest.fail(problem)
-    if problem:
-        pytest.skip(problem)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

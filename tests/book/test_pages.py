@@ -2,8 +2,6 @@
 
 import functools
 import http.server
-import os
-import shutil
 import threading
 from urllib.parse import unquote, urlsplit
 
@@ -15,18 +13,7 @@ from prunelimit.experiments.store import repository
 pytestmark = pytest.mark.browser
 
 HTML = repository() / "_build" / "html"
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-REQUIRED = os.environ.get("PRUNELIMIT_REQUIRE_BROWSER") == "1"
 PAGES = [f"{page}.html" for page in toc_pages(repository() / "_toc.yml")]
-
-# Chromium as a test needs it: no sandbox for root, no calls home.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -41,27 +28,6 @@ def address():
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    problem = (
-        "no Chromium is installed"
-        if BROWSER is None
-        else ""
-        if HTML.is_dir()
-        else "the book is not built: run make book"
-    )
-    if problem and REQUIRED:
-        pytest.fail(problem)
-    if problem:
-        pytest.skip(problem)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,17 @@ def evaluate(model: nn.Module, data: DeviceSplit, batch_size: int = 2000) -> tup
 class _Loop:
     """State of one training run: the optimiser, the masks and the epochs done."""
 
-    def __init__(self, model: nn.Module, data: DeviceSplit, spec: TrainSpec, masks: dict[str, Tensor] | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        data: DeviceSplit,
+        spec: TrainSpec,
+        masks: dict[str, Tensor] | None,
+        first_iteration: int = 0,
+        after_step: Callable[[int], None] | None = None,
+    ) -> None:
         self.model, self.data, self.spec = model, data, spec
+        self.per_epoch, self.first, self.after_step = -(-len(data) // spec.batch_size), first_iteration, after_step
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.SGD(
             self.parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.l2, fused=True
@@ -154,9 +164,16 @@ class _Loop:
         for weight, mask in self.masked:
             weight.mul_(mask)
 
+    @property
+    def number(self) -> int:
+        """Number of the next epoch, from zero."""
+        return self.first // self.per_epoch + len(self.history)
+
     def epoch(self) -> dict[str, Any]:
         """Train one epoch; its randomness depends on the seed and the epoch alone, so that a resumed run is the same."""
-        number, spec, start = len(self.history), self.spec, time.monotonic()
+        number, spec, start = self.number, self.spec, time.monotonic()
+        skipped = 0 if self.history else self.first % self.per_epoch
+        seen = 0
         seed = (spec.seed * 1_000_003 + number) % 2**63
         order_generator = torch.Generator().manual_seed(seed)
         augment_generator = torch.Generator(self.data.device).manual_seed(seed + 1) if spec.augment else None
@@ -166,7 +183,10 @@ class _Loop:
         right = torch.zeros((), device=self.data.device, dtype=torch.int64)
         with torch.random.fork_rng(devices=[self.data.device] if self.data.device.type == "cuda" else []):
             torch.manual_seed(seed + 2)  # dropout
-            for images, labels in self.data.batches(spec.batch_size, order_generator, augment_generator):
+            batches = self.data.batches(spec.batch_size, order_generator, augment_generator)
+            for place, (images, labels) in enumerate(batches):
+                if place < skipped:
+                    continue
                 self.optimiser.zero_grad()
                 logits = self.model(images)
                 loss = functional.cross_entropy(logits, labels)
@@ -178,9 +198,12 @@ class _Loop:
                                 p.grad.add_(p.sign(), alpha=spec.l1)
                 self.optimiser.step()
                 self._apply_masks()
+                if self.after_step is not None:
+                    self.after_step(number * self.per_epoch + place + 1)
                 loss_sum += loss.detach() * len(labels)
                 right += (logits.detach().argmax(1) == labels).sum()
-        mean_loss = float(loss_sum) / len(self.data)
+                seen += len(labels)
+        mean_loss = float(loss_sum) / seen
         if not math.isfinite(mean_loss):
             raise PruneLimitError(
                 f"lr={spec.lr!r}: the loss became {mean_loss} in epoch {number + 1}; lower lr or add warm-up."
@@ -189,7 +212,7 @@ class _Loop:
             "epoch": number + 1,
             "lr": self.optimiser.param_groups[0]["lr"],
             "loss": mean_loss,
-            "accuracy": int(right) / len(self.data),
+            "accuracy": int(right) / seen,
             "seconds": time.monotonic() - start,
         }
         self.history.append(entry)
@@ -234,6 +257,8 @@ def fit(
     folder: Path | None = None,
     deadline: float | None = None,
     progress: bool | None = None,
+    first_iteration: int = 0,
+    after_step: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Train a given network in place.
 
@@ -247,20 +272,28 @@ def fit(
         folder: Where to save the state after each epoch (of five seconds or more) and to look for one to resume from; ``None`` keeps nothing.
         deadline: Value of ``time.monotonic()`` after which no further epoch is begun.
         progress: Whether to show a progress line.
+        first_iteration: Iterations of the schedule that the network has behind it already, as after rewinding: training
+            begins there, in the middle of an epoch if need be.
+        after_step: Called after each iteration with the number of iterations done, ``first_iteration`` included. What it
+            keeps is not part of the saved state.
 
     Returns:
-        The history, one dictionary per epoch; shorter than ``spec.epochs`` only if the deadline passed.
+        The history, one dictionary per epoch; it ends before ``spec.epochs`` only if the deadline passed.
 
     Raises:
-        PruneLimitError: If the loss stops being finite.
+        PruneLimitError: If the loss stops being finite, or ``first_iteration`` lies outside of the training.
     """
-    loop = _Loop(model, data, spec, masks)
+    loop = _Loop(model, data, spec, masks, first_iteration, after_step)
+    if not 0 <= first_iteration <= spec.epochs * loop.per_epoch:
+        raise PruneLimitError(
+            f"first_iteration={first_iteration!r} must lie between 0 and the {spec.epochs * loop.per_epoch} of the training."
+        )
     if folder is not None:
         loop.load(folder)
     saved = time.monotonic()
     title = f"{spec.model} on {spec.dataset}, seed {spec.seed}"
     with suited_threads(model), ProgressLine(title, spec.epochs, progress) as line:
-        while len(loop.history) < spec.epochs:
+        while loop.number < spec.epochs:
             if deadline is not None and time.monotonic() > deadline:
                 if folder is not None and len(loop.history) > loop.saved:
                     loop.save(folder)

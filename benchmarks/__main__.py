@@ -18,6 +18,7 @@ FULL = (
     ("same-accuracy", "--network", "mlp-small"),
     ("same-accuracy", "--network", "resnet-small"),
     ("growth",),
+    ("many",),
 )
 SHORT = (
     ("same-work", "--network", "quick-mlp"),
@@ -25,13 +26,14 @@ SHORT = (
     ("memory", "--network", "quick-mlp"),
     ("same-accuracy", "--network", "quick-mlp"),
     ("growth",),
+    ("many",),
 )
 
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = ("all", "same-work", "memory", "memory-one", "same-accuracy", "growth")
+    commands = ("all", "same-work", "memory", "memory-one", "same-accuracy", "growth", "many")
     parser.add_argument("command", nargs="?", default="all", choices=commands)
     parser.add_argument("--network", default="fc5", help="a name in benchmarks/problems.py")
     parser.add_argument("--steps", type=int, default=None, help="Lanczos steps (96)")
@@ -72,7 +74,7 @@ def run_one(given: argparse.Namespace) -> None:
     """Run one comparison in this process."""
     import torch
 
-    from benchmarks import growth, memory, records, same_accuracy, same_work
+    from benchmarks import growth, many, memory, records, same_accuracy, same_work
 
     torch.set_num_threads(given.threads)
     quick = given.quick
@@ -80,9 +82,10 @@ def run_one(given: argparse.Namespace) -> None:
     if given.command == "memory-one":
         print(json.dumps(memory.one(given.network, given.methods[0], steps)))
         return
-    name = given.command if given.command == "growth" else f"{given.command}-{given.network}"
+    single = given.command in ("growth", "many")
+    name = given.command if single else f"{given.command}-{given.network}"
     out = given.out or (None if quick else records.folder())
-    record = records.Record(name + ("-quick" if quick and given.command == "growth" else ""), out)
+    record = records.Record(name + ("-quick" if quick and single else ""), out)
     if given.command == "same-work":
         same_work.compare(
             record, given.network, steps=steps, repeats=repeats, examples=given.examples, names=given.methods
@@ -93,6 +96,8 @@ def run_one(given: argparse.Namespace) -> None:
         counts = same_accuracy.STEPS[:3] if quick else same_accuracy.STEPS
         probes, groups = given.probes or (2 if quick else 16), given.repeats or (2 if quick else 3)
         same_accuracy.compare(record, given.network, probes=probes, groups=groups, steps=counts, names=given.methods)
+    elif given.command == "many":
+        many.compare(record, sizes=many.QUICK if quick else many.FULL, repeats=repeats)
     else:
         sizes = growth.QUICK if quick else growth.Sizes()
         growth.compare(record, sizes=sizes, repeats=given.repeats or (1 if quick else 3), parts=given.parts)

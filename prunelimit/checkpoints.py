@@ -85,7 +85,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
     Raises:
         PruneLimitError: If a file is missing or does not have the recorded digest.
     """
-    found = sorted(folder.glob("step-*/index.json"))
+    # Numbers of seven digits come after those of six.
+    found = sorted(folder.glob("step-*/index.json"), key=lambda path: (len(path.parent.name), path.parent.name))
     if not found:
         return None
     path = found[-1].parent

@@ -22,6 +22,7 @@ def say(text: str) -> None:
 
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")]
 Experiment = Annotated[str, typer.Argument(help="A task of the catalogue (see `status`), or all.")]
+Comparison = Annotated[str, typer.Argument(help="A network of tables T3 to T5 or T9, for example fc5-cifar10, or all.")]
 Profile = Annotated[str, typer.Option(help="quick, laptop or paper.")]
 Seeds = Annotated[int, typer.Option(help="How many seeds, from 0.")]
 Budget = Annotated[float | None, typer.Option(help="Seconds after which nothing new is begun; call again to go on.")]

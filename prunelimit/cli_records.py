@@ -12,6 +12,7 @@ from rich.table import Table
 from prunelimit.cli_options import (
     OUT_OF_TIME,
     Budget,
+    Comparison,
     Device,
     Experiment,
     Profile,
@@ -23,7 +24,7 @@ from prunelimit.cli_options import (
     say,
     use_threads,
 )
-from prunelimit.errors import unknown_name
+from prunelimit.errors import PruneLimitError, unknown_name
 
 
 def run(
@@ -39,43 +40,67 @@ def run(
     time_budget: Budget = None,
     threads: Threads = 0,
     device: Device = "cpu",
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Compile the training; by default on CUDA, where it is long."),
+    ] = None,
 ) -> None:
     """Train, prune, predict and measure; write one record per seed into results/.
 
-    A run may be stopped at any moment, by any means: the next call goes on from the last finished epoch or step.
+    The most valuable cells come first: one seed of every task before a second one of any. A run may be stopped at any
+    moment, by any means: the next call goes on from the last saved state or step. With `all`, a cell whose data are not on
+    this machine is skipped.
 
-    Example: `prunelimit run fc5-cifar10 --profile laptop --seeds 3 --missing --time-budget 540`
+    Example: `prunelimit run all --profile paper --device cuda --missing --time-budget 540`
     """
     from prunelimit.experiments.catalogue import PROFILES, find_tasks
+    from prunelimit.experiments.order import most_valuable_first
     from prunelimit.experiments.runner import EXPERIMENT, check_seeds, run_limit
     from prunelimit.experiments.store import load_record
+    from prunelimit.throughput import Runtime
 
     check_device(device)
     if profile not in PROFILES:
         raise unknown_name("profile", profile, PROFILES)
     deadline = deadline_of(time_budget)
     use_threads(threads)
-    tasks = [
-        t
-        for t in find_tasks(None if experiment == "all" else experiment)
-        if experiment != "all" or profile in t.profiles
-    ]
-    for task in tasks:
-        for seed in check_seeds(seeds):
-            spec, name = task.spec(profile, seed), f"{task.name} {profile} seed {seed}"
-            recorded = load_record(EXPERIMENT, spec) is not None
-            if recorded and not again:
-                if not missing:
-                    say(f"{name}: recorded already ({spec.hash}); --again computes it anew")
-                continue
-            start = time.monotonic()
-            label = {"task": task.name, "profile": profile}
-            record = run_limit(spec, label=label, device=device, deadline=deadline, fresh=recorded, progress=True)
-            if record is None:
-                say(f"{name}: {OUT_OF_TIME}")
-                return
-            limit = record["measured"]["sparsity"]
-            say(f"{name}: recorded ({spec.hash}), measured limit {limit:.1%}, {time.monotonic() - start:.0f} s")
+    every = experiment == "all"
+    tasks = [t for t in find_tasks(None if every else experiment) if not every or profile in t.profiles]
+    absent: dict[str, bool] = {}
+    for task, seed, spec in most_valuable_first(tasks, profile, check_seeds(seeds)):
+        name = f"{task.name} {profile} seed {seed}"
+        recorded = load_record(EXPERIMENT, spec) is not None
+        if recorded and not again:
+            if not missing:
+                say(f"{name}: recorded already ({spec.hash}); --again computes it anew")
+            continue
+        if every and _is_absent(spec.train.dataset, absent):
+            say(f"{name}: skipped, {spec.train.dataset} is not here")
+            continue
+        start = time.monotonic()
+        label = {"task": task.name, "profile": profile}
+        options: dict[str, Any] = {"deadline": deadline, "runtime": Runtime(compiled=compiled), "progress": True}
+        record = run_limit(spec, label=label, device=device, fresh=recorded, **options)
+        if record is None:
+            say(f"{name}: {OUT_OF_TIME}")
+            return
+        limit, rate = record["measured"]["sparsity"], record["provenance"]["throughput"].get("images_per_second")
+        speed = "" if rate is None else f", trained at {rate:,.0f} images/s"
+        say(f"{name}: recorded ({spec.hash}), measured limit {limit:.1%}, {time.monotonic() - start:.0f} s{speed}")
+
+
+def _is_absent(dataset: str, known: dict[str, bool]) -> bool:
+    """Whether a data set cannot be had without a download; says why the first time."""
+    from prunelimit.datasets import load_dataset
+
+    if dataset not in known:
+        try:
+            load_dataset(dataset, download=False)
+            known[dataset] = False
+        except PruneLimitError as error:
+            say(str(error))
+            known[dataset] = True
+    return known[dataset]
 
 
 def _record(
@@ -201,6 +226,67 @@ def rows(
     _record((experiment, profile, seeds), Task.row_specs, run_rows, device, time_budget, threads, told)
 
 
+def prune(
+    experiment: Comparison = "all",
+    profile: Profile = "quick",
+    seeds: Seeds = 3,
+    time_budget: Budget = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+) -> None:
+    """Prune one network by every method of a comparison, to every sparsity; one record per pruned network.
+
+    A run may be stopped at any moment: the next call goes on from the last finished epoch, round or network.
+
+    Example: `prunelimit prune fc5-cifar10 --profile quick --seeds 3`
+    """
+    from prunelimit.experiments.comparisons import Comparison, find_comparisons
+    from prunelimit.experiments.prune import run_prune
+
+    options: dict[str, Any] = {"find": find_comparisons}
+    _record((experiment, profile, seeds), Comparison.specs, run_prune, device, time_budget, threads, **options)
+
+
+def rounds(
+    experiment: Comparison = "all",
+    profile: Profile = "quick",
+    seeds: Seeds = 3,
+    time_budget: Budget = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+) -> None:
+    """Prune iteratively, and compute and measure the limit anew after every round.
+
+    Example: `prunelimit rounds fc5-cifar10 --profile quick`
+    """
+    from prunelimit.experiments.comparisons import Comparison, find_comparisons
+    from prunelimit.experiments.rounds import run_rounds
+
+    options: dict[str, Any] = {"find": find_comparisons}
+    _record((experiment, profile, seeds), Comparison.rounds_specs, run_rounds, device, time_budget, threads, **options)
+
+
+def distributions(
+    experiment: Experiment = "all",
+    profile: Profile = "quick",
+    seeds: Seeds = 3,
+    time_budget: Budget = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+) -> None:
+    """Compare the weights of independent runs; one record per task, with all seeds.
+
+    Example: `prunelimit distributions fc5-cifar10`
+    """
+    from prunelimit.experiments.distribution_frames import distributions_spec
+    from prunelimit.experiments.distributions import run_distributions
+
+    def list_specs(task: Any, name: str, seed: int) -> list[Any]:
+        return [distributions_spec(task, name, range(seeds))] if seed == 0 and name in task.profiles else []
+
+    _record((experiment, profile, seeds), list_specs, run_distributions, device, time_budget, threads)
+
+
 def status(seeds: Annotated[int, typer.Option(help="How many seeds to look for.")] = 3) -> None:
     """Show the catalogue: which cells are recorded, by task and profile.
 
@@ -235,5 +321,5 @@ def add_commands(app: typer.Typer) -> None:
     Args:
         app: The command line.
     """
-    for command in (run, resolve, refit, rows, sight, ladder, status):
+    for command in (run, resolve, refit, rows, sight, ladder, prune, rounds, distributions, status):
         app.command()(command)

@@ -13,6 +13,31 @@ from prunelimit.errors import PruneLimitError, unknown_name
 RESULT_FORMAT = 1
 
 
+def added(default: Any) -> Any:
+    """Declare a field that joined its spec later.
+
+    At its default value it is left out of the spec's dictionary and hash, so that the records and checkpoints made before
+    keep their names.
+
+    Args:
+        default: What specs without the field meant.
+
+    Returns:
+        The field, for the body of the class.
+    """
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
+def _plain(spec: Spec) -> dict[str, Any]:
+    """Give the fields with their values, nested specs likewise, without later fields that are at their default."""
+    found = {}
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if not (field.metadata.get("added") and value == field.default):
+            found[field.name] = _plain(value) if isinstance(value, Spec) else value
+    return found
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
     """Everything that determines a result, and nothing else.
@@ -30,8 +55,8 @@ class Spec:
                 raise PruneLimitError(f"{field.name}={value!r} must be a whole number.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values, nested specs included."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Return the fields as plain JSON values, nested specs included; see :func:`added` for those left out."""
+        return json.loads(json.dumps(_plain(self)))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

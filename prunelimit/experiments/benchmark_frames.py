@@ -15,7 +15,11 @@ COMPARISONS = {
     "memory": ("memory-fc5", "memory-resnet20"),
     "same-accuracy": ("same-accuracy-mlp-small", "same-accuracy-resnet-small"),
     "growth": ("growth",),
+    "many": ("many",),
 }
+
+#: Kinds whose one record is of all networks.
+_SINGLE = ("growth", "many")
 
 
 def load_benchmarks(kind: str) -> list[dict[str, Any]]:
@@ -228,6 +232,51 @@ def shortcut_frame() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
+def many_frame() -> pd.DataFrame:
+    """Tabulate training several networks at once against one at a time.
+
+    Returns:
+        One row per network and number of networks: CPU seconds per epoch of all of them one at a time, by ``torch.func.vmap``
+        and as :func:`prunelimit.training_many.fit_many` does it, and how many times faster the latter is than one at a time.
+        The MLPs on 28 x 28 random pixels are called by their widths.
+    """
+    rows = []
+    for record in load_benchmarks("many"):
+        sizes = [(f"MLP 784-{'-'.join(map(str, found['hidden']))}-10", found) for found in record["sizes"]]
+        for name, found in [(n, f) for n, every in record["speed"].items() for f in every] + sizes:
+            each = found["per_epoch"]
+            vmap = each.get("vmap", each["stacked"])  # networks other than plain MLPs are stacked by vmap
+            rows.append(
+                (
+                    name,
+                    found["parameters"],
+                    found["networks"],
+                    each["one at a time"],
+                    vmap,
+                    each["stacked"],
+                    found["times"],
+                )
+            )
+    names = ["network", "parameters", "at once", "one at a time, s", "vmap, s", "stacked, s", "times faster"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def drift_frame() -> pd.DataFrame:
+    """Tabulate how far weights trained at once are from those trained one at a time.
+
+    Returns:
+        One row per network, precision and number of epochs: the largest difference of any weight over all networks, and the
+        same for networks trained one at a time from initial weights that were changed in their last bit.
+    """
+    rows = [
+        (name, found["precision"], found["epochs"], max(found["stacked"]), max(found["nudged"]))
+        for record in load_benchmarks("many")
+        for name, every in record["drift"].items()
+        for found in every
+    ]
+    return pd.DataFrame(rows, columns=["network", "precision", "epochs", "at once", "last bit changed"])
+
+
 def benchmark_origin() -> pd.DataFrame:
     """List the recorded comparisons with the machine, the commit and the command that makes each again."""
     rows = []
@@ -245,7 +294,7 @@ def benchmark_origin() -> pd.DataFrame:
                     "torch": about.get("torch", "—"),
                     "commit": about.get("commit", "—")[:10],
                     "command": f"python -m benchmarks {kind}"
-                    + ("" if kind == "growth" else f" --network {name.removeprefix(kind + '-')}")
+                    + ("" if kind in _SINGLE else f" --network {name.removeprefix(kind + '-')}")
                     if record is None
                     else record["command"],
                 }

@@ -12,40 +12,52 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from prunelimit.curvature import HessianOperator, spectrum
+from prunelimit.curvature.lanczos import basis_bytes
+from prunelimit.curvature.operator import mean_loss
 from prunelimit.curvature.reduce import reduced_operator
+from prunelimit.curvature.slq import SAVE_EVERY
 from prunelimit.datasets import DeviceSplit, load_dataset
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.specs import LimitSpec
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder, write_json
-from prunelimit.limit import (
-    CURVE_POINTS,
-    PruningLimit,
-    default_epsilon,
-    exact_limit,
-)
-from prunelimit.path_limits import directional_limit
-from prunelimit.predict import predict_limit
+from prunelimit.limit import CURVE_POINTS, PruningLimit, default_epsilon, dense_loss, exact_limit
+from prunelimit.path_limits import search_limit
+from prunelimit.precision import full_float32
+from prunelimit.pruning.adaptive import adaptive_sweep
 from prunelimit.pruning.magnitude import MagnitudePath
-from prunelimit.pruning.measured import fine_tuned_limit, largest_sparsity, sweep
+from prunelimit.pruning.measured import fine_tuned_limit, largest_sparsity, pruned_copy, sweep
 from prunelimit.threads import suited_threads
-from prunelimit.training import TrainedModel, evaluate, train
+from prunelimit.throughput import Runtime, throughput
+from prunelimit.training import WRITE_SPEED, OutOfTime, TrainedModel, evaluate, train
+
+__all__ = ["OutOfTime", "Steps", "as_plain", "check_seeds", "recorded_distance", "round_significant", "run_limit"]
 
 EXPERIMENT = "limit"
+
+#: Folder, inside that of a run, of what goes on when the run does; removed with the record's first writing.
+UNFINISHED = "unfinished"
+
+#: Width of the bracket in sparsity of the limits along the pruning path.
+PATH_TOLERANCE = 0.001
 
 #: Tenths of a point: how far below the dense accuracy the third accuracy-based limit may go.
 ACCURACY_SLACK = 0.001
 
 
-class OutOfTime(Exception):
-    """The time budget is used up; what was done so far is saved."""
+#: Seconds of computation that a killed process may lose between two parts of a step.
+PART_INTERVAL = 1.0
 
 
 class Steps:
     """Remember the finished steps of a run, with their seconds, so that a killed run goes on from there.
+
+    A step may be made of parts, which are steps called while it runs: ``sweep 0.500000`` is part of ``sweep``. A part is
+    not begun if the longest of its step so far would not be done before the deadline.
 
     Args:
         path: JSON file in the cache.
@@ -54,6 +66,9 @@ class Steps:
 
     def __init__(self, path: Path, deadline: float | None = None) -> None:
         self.path, self.deadline = path, deadline
+        self._begun = self._written = time.monotonic()
+        self._open: list[str] = []
+        self._spent = 0.0
         try:
             self.done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -72,18 +87,55 @@ class Steps:
         Raises:
             OutOfTime: If the deadline has passed before the step.
         """
-        if name not in self.done:
-            self.check_time()
-            start = time.monotonic()
-            value = compute()
-            self.done[name] = {"value": json.loads(json.dumps(value)), "seconds": round(time.monotonic() - start, 2)}
-            write_json(self.path, self.done)
+        known = self.done.get(name, {})
+        if "value" not in known:
+            part = name.partition(" ")[0] in self._open
+            self.check_time(self._longest_part(name) if part else 0.0)
+            start, before = time.monotonic(), self._spent
+            result = {}
+            self._open.append(name)
+            try:
+                result = {"value": json.loads(json.dumps(compute()))}
+            finally:
+                self._open.pop()
+                # The time of the parts counts for them.
+                seconds = time.monotonic() - start - (self._spent - before)
+                self._spent += seconds
+                self.done[name] = result | {"seconds": round(known.get("seconds", 0.0) + seconds, 4 if part else 2)}
+                if not part or time.monotonic() - self._written >= PART_INTERVAL:
+                    self._write()
         return self.done[name]["value"]
 
-    def check_time(self) -> None:
-        """Raise :class:`OutOfTime` once the deadline has passed."""
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            raise OutOfTime
+    def _write(self) -> None:
+        write_json(self.path, self.done)
+        self._written = time.monotonic()
+
+    def _parts(self, step: str) -> list[dict[str, Any]]:
+        return [found for name, found in self.done.items() if name.startswith(f"{step} ")]
+
+    def _longest_part(self, name: str) -> float:
+        return max((found["seconds"] for found in self._parts(name.partition(" ")[0])), default=0.0)
+
+    def check_time(self, reserve: float = 0.0) -> None:
+        """Raise :class:`OutOfTime` once the deadline has passed, or is too near.
+
+        Args:
+            reserve: Seconds that are still needed. More than half of the time that was given does not count, or a slow
+                machine would never get anywhere.
+        """
+        if self.deadline is None:
+            return
+        if time.monotonic() + min(reserve, (self.deadline - self._begun) / 2) > self.deadline:
+            raise OutOfTime  # the step around it writes what is done
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each step, those of its parts included."""
+        whole = [name for name in self.done if name.partition(" ")[0] not in self.done or " " not in name]
+        return {
+            name: round(self.done[name]["seconds"] + sum(part["seconds"] for part in self._parts(name)), 2)
+            for name in whole
+        }
 
 
 def round_significant(values: np.ndarray, digits: int = 8) -> list[float]:
@@ -110,6 +162,7 @@ def run_limit(
     fresh: bool = False,
     keep: bool = True,
     progress: bool | None = None,
+    runtime: Runtime | None = None,
 ) -> dict[str, Any] | None:
     """Make the record of one trained network and its limits, or return the one there is.
 
@@ -117,10 +170,11 @@ def run_limit(
         spec: What to run.
         label: Task and profile that the spec stands for; kept in the record for people.
         device: Where to run.
-        deadline: Value of ``time.monotonic()`` after which nothing new is begun.
+        deadline: Value of ``time.monotonic()`` before which everything is saved.
         fresh: Compute even if there is a record or a checkpoint.
         keep: Whether to write the record.
         progress: Whether to show progress.
+        runtime: Memory layout and compilation of the training; by default what suits the device.
 
     Returns:
         The record, or ``None`` if the deadline passed; the next call goes on from where this one stopped.
@@ -128,27 +182,33 @@ def run_limit(
     if not fresh and (found := load_record(EXPERIMENT, spec)):
         return found
     dataset = load_dataset(spec.train.dataset)
-    folder = cache_folder() / ("live" if fresh else "runs") / spec.hash
+    folder = run_folder(spec, "live" if fresh else "runs")
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     steps = Steps(folder / "steps.json", deadline)
+    options: dict[str, Any] = {"deadline": deadline, "progress": progress, "runtime": runtime}
     own = folder / "checkpoints" if fresh else None
-    trained = train(spec.train, device=device, dataset=dataset, folder=own, deadline=deadline, progress=progress)
+    trained = train(spec.train, device=device, dataset=dataset, folder=own, **options)
     if len(trained.history) < spec.train.epochs:
         return None
     data, test = dataset.on_device("train", device, spec.train.train_size), dataset.on_device("test", device)
-    with suited_threads(trained.model):
+    with suited_threads(trained.model), full_float32(data.device):
         try:
             body = _measure(spec, trained, data, test, steps, progress)
         except OutOfTime:
             return None
-        source = provenance(device, torch.get_num_threads())
-    seconds = {name: step["seconds"] for name, step in steps.done.items()}
-    seconds["train"] = round(sum(entry["seconds"] for entry in trained.history), 1)
+        source = provenance(device, torch.get_num_threads()) | {"throughput": throughput(trained.history)}
+    seconds = steps.seconds | {"train": round(sum(entry["seconds"] for entry in trained.history), 1)}
     record = {"label": label or {}, "data": dataset.digests, "provenance": source, "seconds": seconds, **body}
     if keep:
         save_record(EXPERIMENT, spec, record)
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return json.loads(json.dumps(record))
+
+
+def run_folder(spec: LimitSpec, kind: str = "runs") -> Path:
+    """Return the folder, in the cache, of the finished steps and of the state of the unfinished one."""
+    return cache_folder() / kind / spec.hash
 
 
 def _measure(
@@ -165,50 +225,33 @@ def _measure(
     generator = torch.Generator().manual_seed(spec.train.seed)  # another sample of images for every seed
     sample = data.tensors(spec.curvature_examples, None if spec.curvature_examples is None else generator)
     whole = list(data.batches(2000))
+    unfinished = steps.path.parent / UNFINISHED
 
     dense = steps("dense", lambda: [*evaluate(model, data), *evaluate(model, test)])
     dense = dict(zip(("train_loss", "train_accuracy", "test_loss", "test_accuracy"), dense, strict=True))
     epsilon = steps("epsilon", lambda: default_epsilon(model, cross_entropy, list(data.batches(128))))
-
-    def probe() -> dict[str, Any]:
-        operator, reduced = reduced_operator(HessianOperator, model, cross_entropy, sample)
-        found = spectrum(
-            operator,
-            steps=spec.steps,
-            probes=spec.probes,
-            seed=spec.train.seed,
-            nullity=0 if reduced is None else reduced.nullity,
-            progress=progress,
-        )
-        return found.to_dict() | {"examples": operator.examples, "products": operator.products}
-
-    def directional() -> dict[str, Any]:
-        # A sample's gradient is mostly noise where the whole one nearly vanishes, so all images have a say in it.
-        gradient = HessianOperator(model, cross_entropy, whole, rule="fresh").gradient
-        operator = HessianOperator(model, cross_entropy, sample)
-        return as_plain(directional_limit(operator, path, epsilon, gradient=gradient)) | {
-            "gradient_examples": len(data)
-        }
-
-    def measured() -> dict[str, Any]:
-        return as_plain(predict_limit(model, cross_entropy, whole, epsilon=epsilon, method="measured"))
+    curves = _PathSteps(model, path, sample, whole, epsilon, steps)
 
     def accuracies() -> dict[str, float]:
         wanted = {"accuracy": dense["test_accuracy"], "accuracy_slack": dense["test_accuracy"] - ACCURACY_SLACK}
-        return largest_sparsity(model, test, wanted, spec.accuracy_step, path)
+        return largest_sparsity(model, test, wanted, spec.accuracy_step, path, steps)
 
     def points() -> dict[str, list[float]]:
-        found = [dataclasses.asdict(p) for p in sweep(model, data, test, spec.sweep, path)]
-        return {key: [point[key] for point in found] for key in found[0]} if found else {}
+        if spec.sweep_evaluations:
+            found = adaptive_sweep(model, data, test, epsilon, spec.sweep_evaluations, path, steps)
+        else:
+            found = sweep(model, data, test, spec.sweep, path, steps)
+        plain = [dataclasses.asdict(point) for point in found]
+        return {key: [point[key] for point in plain] for key in plain[0]} if plain else {}
 
     body = {
         "dense": dense,
         "epsilon": epsilon,
         "total": path.total,
         "radius": recorded_distance(path),
-        "spectrum": steps("spectrum", probe),
-        "directional": steps("directional", directional),
-        "measured": steps("measured", measured),
+        "spectrum": steps("spectrum", lambda: _probe(spec, model, sample, steps, unfinished / "lanczos", progress)),
+        "directional": steps("directional", curves.directional),
+        "measured": steps("measured", curves.measured),
         "accuracy": steps("accuracy", accuracies),
         "sweep": steps("sweep", points),
         "history": [
@@ -228,11 +271,80 @@ def _measure(
             lr=trained.history[-1]["lr"] if trained.history[-1]["lr"] > 0 else spec.train.lr,
         )
         guess = min(max(body["measured"]["sparsity"], 0.05), 0.95)
-        limit = fine_tuned_limit(
-            model, data, tune, epsilon=epsilon, guess=guess, tolerance=spec.tune_tolerance, memo=steps
-        )
+        kept: dict[str, Any] = {"memo": steps, "folder": unfinished, "deadline": steps.deadline}
+        limit = fine_tuned_limit(model, data, tune, epsilon=epsilon, guess=guess, tolerance=spec.tune_tolerance, **kept)
         body["fine_tuned"] = dataclasses.asdict(limit)
     return body
+
+
+def _probe(
+    spec: LimitSpec, model: nn.Module, sample: Any, steps: Steps, folder: Path, progress: bool | None
+) -> dict[str, Any]:
+    """Probe the spectrum; the Lanczos process lies in a folder until it is finished."""
+    operator, reduced = reduced_operator(HessianOperator, model, cross_entropy, sample)
+    # New vectors are written every so many products; the longest product and the vectors' way to the disk must fit in.
+    vectors = SAVE_EVERY * basis_bytes(operator.dimension, 1, spec.probes, operator.dtype) / WRITE_SPEED
+    clock = [time.monotonic(), 0.0]
+
+    def each() -> None:
+        now = time.monotonic()
+        clock[:] = now, max(clock[1], now - clock[0])
+        steps.check_time(clock[1] + vectors)
+
+    found = spectrum(
+        operator,
+        steps=spec.steps,
+        probes=spec.probes,
+        seed=spec.train.seed,
+        nullity=0 if reduced is None else reduced.nullity,
+        folder=folder,
+        progress=progress,
+        each=each,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    products = sum(len(probe.alpha) for probe in found.probes)
+    return found.to_dict() | {"examples": operator.examples, "products": products}
+
+
+@dataclasses.dataclass(frozen=True)
+class _PathSteps:
+    """The limits along the pruning path, as :mod:`prunelimit.path_limits` finds them, each evaluation remembered."""
+
+    model: nn.Module
+    path: MagnitudePath
+    sample: Any
+    whole: list[tuple[Tensor, Tensor]]
+    epsilon: float
+    steps: Steps
+
+    def _search(self, method: str, rise: Callable[[float], float], examples: int, unit: str) -> dict[str, Any]:
+        def remembered(sparsity: float) -> float:
+            return float(self.steps(f"{method} {sparsity:.6f}", lambda: rise(sparsity)))
+
+        limit = search_limit(method, remembered, self.path, self.epsilon, PATH_TOLERANCE, examples)
+        return as_plain(limit) | {"cost": {unit: len(limit.curve)}}
+
+    def directional(self) -> dict[str, Any]:
+        # A sample's gradient is mostly noise where the whole one nearly vanishes, so all images have a say in it.
+        slope = HessianOperator(self.model, cross_entropy, self.whole, rule="fresh").gradient.double()
+        operator = HessianOperator(self.model, cross_entropy, self.sample)
+
+        def rise(sparsity: float) -> float:
+            step = self.path.displacement(sparsity)
+            curved = (operator @ step).double()
+            return float(slope @ step.double() + step.double() @ curved / 2)
+
+        examples = sum(len(targets) for _, targets in self.whole)
+        found = self._search("directional", rise, operator.examples, "products")
+        return found | {"gradient_examples": examples}
+
+    def measured(self) -> dict[str, Any]:
+        dense, _ = dense_loss(self.model, cross_entropy, self.whole)
+
+        def rise(sparsity: float) -> float:
+            return mean_loss(pruned_copy(self.model, self.path, sparsity), cross_entropy, self.whole)[0] - dense
+
+        return self._search("measured", rise, sum(len(targets) for _, targets in self.whole), "evaluations")
 
 
 def _exact(trained: TrainedModel, sample: Any, path: MagnitudePath, epsilon: float) -> dict[str, float]:

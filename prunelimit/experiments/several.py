@@ -27,7 +27,7 @@ def make_records(
         experiment: Name of a task, or ``"all"``.
         profile: One of ``PROFILES``.
         seeds: How many training seeds, from 0.
-        list_specs: Gives the specs of a task, a profile and a seed; each has ``examples``.
+        list_specs: Gives the specs of a task, a profile and a seed; each can say ``about()`` itself.
         make: Makes the record of a spec, or gives ``None`` if the deadline passed.
         find: Looks up tasks by name; ``None`` for all of them.
         device: Where to run.
@@ -48,7 +48,6 @@ def make_records(
     for task, seed, spec in cells:
         label = {"task": task.name, "profile": profile}
         record = make(spec, label=label, device=device, deadline=deadline, progress=True)
-        images = "all images" if spec.examples is None else f"{spec.examples:,} images"
-        yield f"{task.name} {profile} seed {seed}, {images}", spec, record is not None
+        yield f"{task.name} {profile} seed {seed}, {spec.about()}", spec, record is not None
         if record is None:
             return

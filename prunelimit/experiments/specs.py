@@ -6,12 +6,12 @@ import dataclasses
 from typing import Any, Self
 
 from prunelimit.errors import PruneLimitError
-from prunelimit.specs import Spec
+from prunelimit.specs import Spec, added
 from prunelimit.training import TrainSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _TrainedSpec(Spec):
+class TrainedSpec(Spec):
     """What is done with one trained network.
 
     Attributes:
@@ -27,9 +27,14 @@ class _TrainedSpec(Spec):
             raise PruneLimitError(f"{cls.__name__} needs train={{...}}, the fields of a TrainSpec.")
         return super().from_dict(values | {"train": TrainSpec.from_dict(values["train"])})
 
+    def about(self) -> str:
+        """Say which of its kind it is, in a few words."""
+        examples: int | None = getattr(self, "examples", None)
+        return "all images" if examples is None else f"{examples:,} images"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LimitSpec(_TrainedSpec):
+class LimitSpec(TrainedSpec):
     """One trained network with everything that is predicted and measured about its limit.
 
     Attributes:
@@ -38,6 +43,8 @@ class LimitSpec(_TrainedSpec):
         probes: Random probes.
         exact: Whether the dense Hessian is formed as well, which takes a small network.
         sweep: Sparsities at which loss and accuracy are recorded.
+        sweep_evaluations: Recorded sparsities if they are to be chosen where the curves bend, see
+            :func:`~prunelimit.pruning.adaptive.adaptive_sweep`; zero for those of ``sweep``.
         accuracy_step: Step of the grid on which the accuracy-based limits are searched.
         tune_epochs: Epochs of extra training for the fine-tuned limit; zero leaves it out.
         tune_tolerance: Width of its bracket.
@@ -51,10 +58,17 @@ class LimitSpec(_TrainedSpec):
     accuracy_step: float = 0.001
     tune_epochs: int = 0
     tune_tolerance: float = 0.005
+    sweep_evaluations: int = added(0)
+
+    def __post_init__(self) -> None:
+        """Refuse two kinds of sweep at once."""
+        super().__post_init__()
+        if self.sweep and self.sweep_evaluations:
+            raise PruneLimitError("sweep_evaluations chooses the sparsities itself: give sweep=() with it.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CurvatureSpec(_TrainedSpec):
+class CurvatureSpec(TrainedSpec):
     """The spectrum of one trained network, to see how the limit depends on data and products.
 
     Attributes:
@@ -70,7 +84,7 @@ class CurvatureSpec(_TrainedSpec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RowsSpec(_TrainedSpec):
+class RowsSpec(TrainedSpec):
     """The norms of all rows of one trained network's Hessian.
 
     Attributes:
@@ -88,7 +102,7 @@ class RowsSpec(_TrainedSpec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RefitSpec(_TrainedSpec):
+class RefitSpec(TrainedSpec):
     """The limit of one trained network if its kept weights are refitted by trust-region steps.
 
     Attributes:
@@ -102,7 +116,7 @@ class RefitSpec(_TrainedSpec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SightSpec(_TrainedSpec):
+class SightSpec(TrainedSpec):
     """The limits of one trained network that depend on where the sparse point lies, and not only on how far away.
 
     Attributes:
@@ -125,7 +139,7 @@ class SightSpec(_TrainedSpec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LadderSpec(_TrainedSpec):
+class LadderSpec(TrainedSpec):
     """One small trained network, from the formula to the cut, one assumption after the other, with the dense Hessian.
 
     Attributes:

@@ -1,6 +1,6 @@
 """Data frames in, matplotlib figures out; one style, and a text equivalent for every picture."""
 
-from prunelimit.figures.benchmarks import plot_errors, plot_growth
+from prunelimit.figures.benchmarks import plot_errors, plot_growth, plot_many
 from prunelimit.figures.curvature import (
     plot_eigenvalues,
     plot_histograms,
@@ -8,6 +8,14 @@ from prunelimit.figures.curvature import (
     plot_row_norms,
     plot_rules,
     plot_widths,
+)
+from prunelimit.figures.distributions import (
+    describe_magnitudes,
+    describe_variation,
+    describe_weights,
+    plot_magnitudes,
+    plot_variation,
+    plot_weights,
 )
 from prunelimit.figures.geometry import draw_sight, plot_collapse, plot_cones, plot_phase
 from prunelimit.figures.ladder import (
@@ -25,6 +33,7 @@ from prunelimit.figures.limits import (
     plot_radius,
     plot_sweeps,
 )
+from prunelimit.figures.pruners import describe_pruners, describe_rounds, plot_pruners, plot_rounds
 from prunelimit.figures.style import STYLE, as_svg, new_figure, percent_axis, show
 from prunelimit.figures.theory import (
     plot_ball,
@@ -53,11 +62,16 @@ __all__ = [
     "describe_directions",
     "describe_ladder",
     "describe_limits",
+    "describe_magnitudes",
     "describe_orientations",
+    "describe_pruners",
     "describe_rescaling",
+    "describe_rounds",
     "describe_scaling",
     "describe_success",
     "describe_traces",
+    "describe_variation",
+    "describe_weights",
     "draw_sight",
     "new_figure",
     "percent_axis",
@@ -75,17 +89,23 @@ __all__ = [
     "plot_histograms",
     "plot_ladder",
     "plot_limit",
+    "plot_magnitudes",
+    "plot_many",
     "plot_orientations",
     "plot_phase",
+    "plot_pruners",
     "plot_radius",
     "plot_rescaling",
     "plot_resolution",
+    "plot_rounds",
     "plot_row_norms",
     "plot_rules",
     "plot_scaled_weights",
     "plot_success",
     "plot_sweeps",
     "plot_traces",
+    "plot_variation",
+    "plot_weights",
     "plot_widths",
     "show",
 ]

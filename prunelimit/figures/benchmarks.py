@@ -74,3 +74,35 @@ def plot_growth(table: pd.DataFrame) -> Figure:
         axis.set_ylabel("CPU seconds")
         axis.legend(fontsize=8)
     return figure
+
+
+def plot_many(table: pd.DataFrame) -> Figure:
+    """Draw how many times faster training at once is: against the number of networks, and against their size.
+
+    Args:
+        table: Columns ``network``, ``parameters``, ``at once`` and ``times faster``; networks with one row each are those
+            whose size varies.
+
+    Returns:
+        Two panels; below the line at one, one at a time is faster.
+    """
+    figure, axes = new_figure(1, 2, width=4.4, height=3.2)
+    many, size = axes[0]
+    single = table.groupby("network").network.transform("size") == 1
+    for (name, part), colour in zip(
+        table[~single].groupby("network", sort=False), sns.color_palette("colorblind"), strict=False
+    ):
+        many.plot(part["at once"], part["times faster"], color=colour, marker="o", label=name)
+    many.set_xscale("log", base=2)
+    many.set_xticks(counts := sorted(table[~single]["at once"].unique()), [str(count) for count in counts])
+    many.set_xlabel("networks trained at once")
+    many.set_ylabel("times faster than one at a time")
+    many.legend(fontsize=8)
+    part = table[single]
+    size.semilogx(part.parameters, part["times faster"], color=_COLOURS["prunelimit"], marker="o")
+    size.set_xlabel("parameters of each network")
+    size.set_title(", ".join(f"{count} MLPs at once" for count in part["at once"].unique()), fontsize=9)
+    for axis in (many, size):
+        axis.axhline(1, color="0.4", linewidth=1, linestyle=(0, (1, 1)))
+        axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
+    return figure

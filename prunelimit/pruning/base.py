@@ -28,6 +28,9 @@ class PrunerSpec(Spec):
     #: The network that a pruner wants: ``"trained"`` or, for one that trains the network itself, ``"initial"``.
     begins: ClassVar[str] = "trained"
 
+    #: Whether runs that differ by the sparsity only may share a folder, and thereby what they have in common.
+    nested: ClassVar[bool] = False
+
     seed: int = 0
 
 
@@ -40,11 +43,13 @@ class Pruned:
         weights: Names as in ``model.state_dict()`` to new values, for the entries that the pruner changed; empty for a
             pruner that only chooses. Pruned weights are zero in it.
         history: What happened on the way, one plain dictionary per round or epoch.
+        epochs: Passes over the training data that the pruner made to train, by itself.
     """
 
     masks: Masks
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    epochs: float = 0.0
 
     @torch.no_grad()
     def applied(self, model: nn.Module) -> nn.Module:

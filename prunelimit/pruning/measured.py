@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from prunelimit.datasets import DeviceSplit
 from prunelimit.errors import PruneLimitError
 from prunelimit.pruning.magnitude import MagnitudePath, apply_masks
-from prunelimit.training import TrainSpec, evaluate, fit
+from prunelimit.training import OutOfTime, TrainSpec, evaluate, fit
 
 #: Runs a computation, or returns what it gave before: a key and the computation in, its value out.
-Memo = Callable[[str, Callable[[], object]], object]
+Memo = Callable[[str, Callable[[], Any]], Any]
 
 
-def no_memo(key: str, compute: Callable[[], object]) -> object:
+def no_memo(key: str, compute: Callable[[], Any]) -> Any:
     """Run the computation, remembering nothing."""
     del key
     return compute()
@@ -60,6 +64,7 @@ def sweep(
     test: DeviceSplit,
     sparsities: Iterable[float],
     path: MagnitudePath | None = None,
+    memo: Memo = no_memo,
 ) -> list[SweepPoint]:
     """Prune once per sparsity and evaluate, without any retraining.
 
@@ -69,16 +74,18 @@ def sweep(
         test: Test split.
         sparsities: Fractions to remove, each in ``[0, 1)``.
         path: The network's sorted magnitudes, if they are at hand.
+        memo: Remembers each evaluation, so that an interrupted sweep goes on.
 
     Returns:
         One point per sparsity, in the given order.
     """
     path = path or MagnitudePath(model)
-    points = []
-    for sparsity in sparsities:
+
+    def measure(sparsity: float) -> list[float]:
         pruned = pruned_copy(model, path, sparsity)
-        points.append(SweepPoint(sparsity, *evaluate(pruned, train), *evaluate(pruned, test)))
-    return points
+        return [*evaluate(pruned, train), *evaluate(pruned, test)]
+
+    return [SweepPoint(s, *memo(f"sweep {s:.6f}", partial(measure, s))) for s in sparsities]
 
 
 def largest_sparsity(
@@ -87,6 +94,7 @@ def largest_sparsity(
     accuracies: dict[str, float],
     step: float = 0.001,
     path: MagnitudePath | None = None,
+    memo: Memo = no_memo,
 ) -> dict[str, float]:
     """Find the largest sparsity on a grid at which the test accuracy still reaches given values.
 
@@ -99,18 +107,23 @@ def largest_sparsity(
         accuracies: Name to the accuracy that must be reached.
         step: Distance of the grid points.
         path: The network's sorted magnitudes, if they are at hand.
+        memo: Remembers each evaluation, so that an interrupted search goes on.
 
     Returns:
         Name to the sparsity, zero where no pruned network reaches the accuracy.
     """
     path = path or MagnitudePath(model)
+
+    def measure(sparsity: float) -> float:
+        return evaluate(pruned_copy(model, path, sparsity), test)[1]
+
     found = dict.fromkeys(accuracies, 0.0)
     open_names = set(accuracies)
     for number in range(round(1 / step) - 1, 0, -1):
         if not open_names:
             break
         sparsity = number * step
-        accuracy = evaluate(pruned_copy(model, path, sparsity), test)[1]
+        accuracy = memo(f"accuracy {sparsity:.6f}", partial(measure, sparsity))
         for name in sorted(open_names):
             if accuracy >= accuracies[name] - 1e-9:  # a tie counts, whatever the last bit says
                 found[name] = round(sparsity, 10)
@@ -144,6 +157,8 @@ def fine_tuned_limit(
     guess: float = 0.5,
     tolerance: float = 0.005,
     memo: Memo = no_memo,
+    folder: Path | None = None,
+    deadline: float | None = None,
 ) -> FineTunedLimit:
     """Find how far a network can be pruned if the kept weights are trained on, mask fixed.
 
@@ -156,11 +171,14 @@ def fine_tuned_limit(
         guess: First sparsity to try.
         tolerance: Width of the bracket at which the search stops.
         memo: Remembers each fine-tuning, so that an interrupted search goes on.
+        folder: Where the state of the present fine-tuning is saved, so that it goes on as well.
+        deadline: Value of ``time.monotonic()`` before which it is saved.
 
     Returns:
         The limit, its bracket and every loss on the way.
 
     Raises:
+        OutOfTime: If the deadline passed.
         PruneLimitError: If ``guess`` is not in ``(0, 1)`` or ``tolerance`` not positive.
     """
     if not (0 < guess < 1 and tolerance > 0):
@@ -170,10 +188,18 @@ def fine_tuned_limit(
     def tuned_loss(sparsity: float) -> float:
         def compute() -> float:
             tuned = copy.deepcopy(model)
-            fit(tuned, train, spec, masks=path.masks(sparsity) if sparsity else None)
+            masks = path.masks(sparsity) if sparsity else None
+            history = fit(tuned, train, spec, masks=masks, folder=place, deadline=deadline)
+            if len(history) < spec.epochs:
+                raise OutOfTime
             return evaluate(tuned, train)[0]
 
-        return float(memo(f"tuned {sparsity:.6f}", compute))  # type: ignore[arg-type]
+        name = f"tuned {sparsity:.6f}"
+        place = None if folder is None else folder / name.replace(" ", "-")
+        loss = float(memo(name, compute))
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
+        return loss
 
     reference = tuned_loss(0.0)
     low, high, middle, points = 0.0, 1.0, guess, []

@@ -117,11 +117,13 @@ def test_newer_checkpoint_replaces_the_older(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path)[0]["a"] == 100
 
 
-def test_newest_of_several_is_read(tmp_path: Path) -> None:
-    for step in (2, 10):
+@pytest.mark.parametrize("steps", [(2, 10), (999_999, 1_000_000)])
+def test_newest_of_several_is_read(tmp_path: Path, steps: tuple[int, int]) -> None:
+    # Once wrong: step-1000000 comes before step-999999 in the alphabet.
+    for step in steps:
         other = save_checkpoint(tmp_path / str(step), step, {"a": torch.tensor(step)}, {})
         shutil.copytree(other, tmp_path / other.name)
-    assert load_checkpoint(tmp_path)[0]["a"] == 10
+    assert load_checkpoint(tmp_path)[0]["a"] == steps[1]
 
 
 def test_same_step_may_be_saved_again(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prunelimit import datasets, load_dataset
+from prunelimit import load_dataset
 from prunelimit.datasets import SOURCES, content_digest, prepare_dataset
 from prunelimit.errors import PruneLimitError
 
@@ -171,7 +171,7 @@ def test_downloaded_files_are_checked_by_pooch(tmp_path: Path, mnist: Splits, mo
 def test_conversion_happens_once(tmp_path: Path, mnist: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     write_idx(tmp_path / "mnist", mnist)
     load_dataset("mnist", tmp_path)
-    monkeypatch.setattr(datasets, "prepare_dataset", lambda *_, **__: pytest.fail("converted again"))
+    monkeypatch.setattr("prunelimit.datasets.loader.prepare_dataset", lambda *_, **__: pytest.fail("converted again"))
     assert_loads("mnist", tmp_path, mnist)
 
 

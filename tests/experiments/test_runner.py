@@ -1,21 +1,21 @@
 """A run makes a whole record, can be stopped anywhere, and gives the same record in the end."""
 
 import dataclasses
-import os
-import random
-import signal
-import subprocess
-import sys
+import shutil
 import time
 
+import numpy as np
 import pytest
 
+from prunelimit.curvature import HessianOperator
+from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.catalogue import TASKS
 from prunelimit.experiments.frames import Cell
-from prunelimit.experiments.runner import EXPERIMENT, run_limit
+from prunelimit.experiments.runner import EXPERIMENT, OutOfTime, Steps, run_folder, run_limit
 from prunelimit.experiments.specs import LimitSpec
 from prunelimit.experiments.store import load_record, record_path
 from prunelimit.training import TrainSpec
+from prunelimit.training_loop import Loop
 
 SPEC = LimitSpec(
     train=TrainSpec(dataset="digits", model="fc5-quick", epochs=12, batch_size=64, lr=0.02, l1=1e-3, train_size=400),
@@ -89,33 +89,82 @@ def test_a_deadline_in_the_past_leaves_nothing_but_progress():
     assert load_record(EXPERIMENT, spec) is None
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_record(record, tmp_path):
-    code = (
-        "import torch; torch.set_num_threads(1)\n"
-        "import prunelimit.training as t; t.SAVE_INTERVAL = 0\n"
-        "from prunelimit.experiments.runner import run_limit\n"
-        "from prunelimit.experiments.specs import LimitSpec\n"
-        f"run_limit(LimitSpec.from_dict({SPEC.to_dict()!r}))\n"
-    )
-    environment = os.environ | {
-        "PRUNELIMIT_CACHE": str(tmp_path / "cache"),
-        "PRUNELIMIT_RESULTS": str(tmp_path / "results"),
-    }
-    chance = random.Random(0)
-    for _ in range(3):
-        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-        process = subprocess.Popen([sys.executable, "-c", code], env=environment)
-        # Importing torch takes its time; what is worth killing begins with the first change on disk.
-        while process.poll() is None and before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.exists()}:
+def test_a_spectrum_goes_on_from_the_product_where_time_ran_out(monkeypatch, tmp_path):
+    spec = dataclasses.replace(SPEC, steps=24, tune_epochs=0, train=dataclasses.replace(SPEC.train, seed=8))
+    products, limit, multiply = [], 5, HessianOperator.__matmul__
+    whole = run_limit(spec, keep=False)
+
+    def counted(self, vectors):
+        products.append(1)
+        return multiply(self, vectors)
+
+    def check_time(self, reserve=0.0):
+        if "spectrum" in self._open and len(products) % limit == 0:
+            raise OutOfTime
+
+    monkeypatch.setattr(HessianOperator, "__matmul__", counted)
+    monkeypatch.setattr(Steps, "check_time", check_time)
+    monkeypatch.setenv("PRUNELIMIT_RESULTS", str(tmp_path / "results"))
+    shutil.rmtree(run_folder(spec))
+    calls = 1
+    while (found := run_limit(spec)) is None:
+        calls += 1
+        assert len(products) <= 24
+    assert calls == 5
+    assert len(products) == 24 + len(found["directional"]["points"]["sparsity"])
+    for probe, expected in zip(found["spectrum"]["probes"], whole["spectrum"]["probes"], strict=True):
+        for side in ("alpha", "beta"):
+            np.testing.assert_allclose(probe[side], expected[side], rtol=1e-4, atol=1e-6)
+    assert found["spectrum"]["products"] == whole["spectrum"]["products"] == 24
+    assert not list(run_folder(spec).glob("unfinished"))
+
+
+def test_fine_tuning_goes_on_from_the_iteration_where_time_ran_out(record, monkeypatch, tmp_path):
+    monkeypatch.setenv("PRUNELIMIT_RESULTS", str(tmp_path / "results"))
+    shutil.rmtree(run_folder(SPEC))
+    step, steps_made = Loop._iterate, []
+
+    def slow(self, *batch):
+        step(self, *batch)
+        steps_made.append(1)
+        if "tuned" in str(folder_of[-1]):
             time.sleep(0.02)
-        time.sleep(chance.random())
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert all(path.read_text().rstrip().endswith("}") for path in tmp_path.rglob("results/limit/*.json"))
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PRUNELIMIT_RESULTS", str(tmp_path / "results"))
-        found = load_record(EXPERIMENT, SPEC)
-    assert {k: v for k, v in stable(found).items() if k in stable(record) and k != "label"} == {
-        k: v for k, v in stable(record).items() if k != "label"
-    }
+
+    folder_of = [None]
+    load = Loop.load
+
+    def remember(self, folder):
+        folder_of.append(folder)
+        load(self, folder)
+
+    monkeypatch.setattr(Loop, "_iterate", slow)
+    monkeypatch.setattr(Loop, "load", remember)
+    calls = 0
+    while (found := run_limit(SPEC, deadline=time.monotonic() + 0.3)) is None:
+        calls += 1
+        assert calls < 60
+    assert calls > 1
+    # Two epochs of seven batches for each network that was tuned: no iteration was made twice.
+    assert len(steps_made) == 14 * (1 + len(record["fine_tuned"]["points"]))
+    assert stable(found)["fine_tuned"] == stable(record)["fine_tuned"]
+
+
+def test_the_record_says_how_fast_the_training_was(record):
+    found = record["provenance"]["throughput"]
+    assert found["images_per_second"] > 0
+    assert sum(found["shares"].values()) == pytest.approx(1, abs=0.01)
+    assert (found["precision"], found["channels_last"], found["compiled"]) == ("float32", False, False)
+
+
+def test_an_adaptive_sweep_is_recorded_like_another(record):
+    spec = dataclasses.replace(SPEC, sweep=(), sweep_evaluations=45, tune_epochs=0)
+    assert spec.hash != SPEC.hash
+    found = run_limit(spec, keep=False)["sweep"]
+    assert set(found) == set(record["sweep"])
+    assert len(found["sparsity"]) == 45
+    assert found["train_loss"][0] == record["sweep"]["train_loss"][0]
+
+
+def test_two_kinds_of_sweep_at_once_are_refused():
+    with pytest.raises(PruneLimitError, match="sweep_evaluations"):
+        dataclasses.replace(SPEC, sweep_evaluations=45)

@@ -9,12 +9,23 @@ from torch import nn
 from prunelimit.errors import PruneLimitError
 from prunelimit.models import MODELS, BasicBlock, build_model, cifar_resnet, mlp, prunable_names
 
+SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64)]
 
-@pytest.mark.parametrize("name", sorted(MODELS))
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [(name, shape) for name in sorted(MODELS) for shape in SHAPES if (name, shape) != ("alexnet", (1, 8, 8))],
+)
 def test_every_network_maps_images_to_logits(name: str, shape: tuple[int, int, int]) -> None:
-    model = build_model(name, input_shape=shape, num_classes=7, seed=0)
-    assert model(torch.randn(2, *shape)).shape == (2, 7)
+    with torch.device("meta"):  # shapes alone: the large networks would take a minute
+        assert MODELS[name](shape, 7)(torch.empty(2, *shape)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODELS if name.endswith("-quick")))
+def test_every_stand_in_computes(name: str) -> None:
+    logits = build_model(name, input_shape=(1, 8, 8), num_classes=7, seed=0)(torch.randn(2, 1, 8, 8))
+    assert logits.shape == (2, 7)
+    assert logits.isfinite().all()
 
 
 @pytest.mark.parametrize(

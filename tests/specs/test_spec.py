@@ -12,7 +12,7 @@ import pytest
 
 from prunelimit import specs
 from prunelimit.errors import PruneLimitError
-from prunelimit.specs import Spec
+from prunelimit.specs import Spec, added
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,15 @@ class Outer(Spec):
     """A spec inside a spec."""
 
     inner: Example
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Later(Spec):
+    """A spec that a field joined later, inside another one."""
+
+    inner: Example
+    many: tuple[float, ...] = added(())
+    how: str = added("old")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +118,38 @@ def test_dict_is_plain_json_and_builds_the_same_spec() -> None:
 
 def test_nested_specs_become_nested_dictionaries() -> None:
     assert Outer(inner=Example(name="a")).to_dict()["inner"]["name"] == "a"
+
+
+def test_later_field_at_its_default_changes_neither_hash_nor_dictionary() -> None:
+    now = Later(inner=Example(name="a"))
+    then = Outer(inner=Example(name="a"))
+    assert now.to_dict() == then.to_dict()
+    # The type's name is part of a hash, so the older class must have had the same one.
+    older = dataclasses.make_dataclass(
+        "Later", [("inner", "Example")], bases=(Spec,), namespace={}, frozen=True, kw_only=True
+    )
+    assert now.hash == older(inner=Example(name="a")).hash
+    assert Later(inner=Example(name="a"), how="old", many=()).hash == now.hash
+
+
+def test_later_field_with_another_value_counts() -> None:
+    base = Later(inner=Example(name="a"))
+    others = [dataclasses.replace(base, how="new"), dataclasses.replace(base, many=(1.0,))]
+    assert len({spec.hash for spec in [base, *others]}) == 3
+    assert others[0].to_dict()["how"] == "new"
+    assert "many" not in others[0].to_dict()
+    assert [Later.from_dict(spec.to_dict() | {"inner": spec.inner}) for spec in others] == others
+
+
+def test_later_field_counts_inside_another_spec() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Around(Spec):
+        later: Later
+
+    plain, new = (Around(later=Later(inner=Example(name="a"), how=how)) for how in ("old", "new"))
+    assert "how" not in plain.to_dict()["later"]
+    assert new.to_dict()["later"]["how"] == "new"
+    assert plain.hash != new.hash
 
 
 def test_unknown_field_is_refused_with_the_nearest() -> None:

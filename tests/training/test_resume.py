@@ -1,4 +1,4 @@
-"""Resuming: bit-identical after a deadline and after kill -9 at random moments."""
+"""Resuming: bit-identical after a deadline, also within an epoch, and after kill -9 at random moments."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +18,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunelimit import magnitude_masks, training
-from prunelimit.checkpoints import load_checkpoint
+from prunelimit import magnitude_masks, training, training_loop
+from prunelimit.checkpoints import load_checkpoint, save_checkpoint
 from prunelimit.datasets import Dataset, DeviceSplit
 from prunelimit.errors import PruneLimitError
 from prunelimit.models import build_model, mlp
+from prunelimit.throughput import Runtime, throughput
 from prunelimit.training import TrainSpec, fit, train
 
 # Importing torch takes seconds, so one process does it and forks a child for each training that is to be killed.
@@ -66,15 +68,19 @@ def small(digits: Dataset) -> DeviceSplit:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that moves by one second whenever it is read, so that deadlines pass at known places."""
+    """A clock that stands still unless :func:`tick` moves it: an iteration is a second, and all else takes no time."""
     now = [0.0]
-
-    def monotonic() -> float:
-        now[0] += 1
-        return now[0]
-
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=monotonic))
+    fake = SimpleNamespace(monotonic=lambda: now[0])
+    for module in (training, training_loop):
+        monkeypatch.setattr(module, "time", fake)
     return now
+
+
+def tick(clock: list[float]) -> Callable[[int], None]:
+    def after_step(_: int) -> None:
+        clock[0] += 1
+
+    return after_step
 
 
 def make(kind: str) -> nn.Module:
@@ -87,32 +93,67 @@ def make(kind: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", ["plain", "dropout", "batch norm"])
-@pytest.mark.parametrize("options", [{"momentum": 0.0}, {"augment": True, "schedule": "cosine", "l2": 1e-3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"momentum": 0.0},
+        {"augment": True, "schedule": "cosine", "l2": 1e-3},
+        {"augment": True, "precision": "bfloat16"},
+    ],
+)
+@pytest.mark.parametrize("channels_last", [False, True])
 def test_interrupted_training_gives_the_same_bits(
-    tmp_path: Path, small: DeviceSplit, clock: list[float], kind: str, options: dict[str, Any]
+    tmp_path: Path, small: DeviceSplit, clock: list[float], kind: str, options: dict[str, Any], channels_last: bool
 ) -> None:
-    settings = spec(epochs=4, **options)
+    settings, runtime = spec(epochs=4, **options), Runtime(channels_last=channels_last)
     whole = make(kind)
-    expected = fit(whole, small, settings)
-    calls = 0
+    expected = fit(whole, small, settings, runtime=runtime)
+    stops = []
     while True:
         model = make(kind)  # a new process knows nothing but the folder
-        history = fit(model, small, settings, folder=tmp_path, deadline=clock[0] + 5)
-        calls += 1
+        deadline = clock[0] + 9
+        history = fit(
+            model, small, settings, folder=tmp_path, deadline=deadline, after_step=tick(clock), runtime=runtime
+        )
+        assert clock[0] <= deadline
         if len(history) == settings.epochs:
             break
-    assert 2 <= calls <= 4
+        stops.append(load_checkpoint(tmp_path)[1].get("within", {}).get("place", 0))
+    # Four epochs of five batches, and two seconds kept for an iteration: eight batches, then seven.
+    assert stops == [3, 5]
     assert equal(model.state_dict(), whole.state_dict())
     assert [entry["loss"] for entry in history] == [entry["loss"] for entry in expected]
+    assert [entry["accuracy"] for entry in history] == [entry["accuracy"] for entry in expected]
+    assert [entry["seconds"] for entry in history] == [5.0] * 4
 
 
 def test_interrupted_training_keeps_its_masks(tmp_path: Path, small: DeviceSplit, clock: list[float]) -> None:
     whole, settings = make("plain"), spec(epochs=4)
     masks = magnitude_masks(whole, 0.6)
     fit(whole, small, settings, masks=masks)
-    fit(make("plain"), small, settings, masks=masks, folder=tmp_path, deadline=clock[0] + 5)
+    options = {"masks": masks, "folder": tmp_path}
+    fit(make("plain"), small, settings, deadline=clock[0] + 5, after_step=tick(clock), **options)
     model = make("plain")
-    fit(model, small, settings, masks=masks, folder=tmp_path)
+    fit(model, small, settings, **options)
+    assert equal(model.state_dict(), whole.state_dict())
+
+
+def test_interrupted_training_that_began_within_an_epoch(
+    tmp_path: Path, small: DeviceSplit, clock: list[float]
+) -> None:
+    whole, settings, seen = make("plain"), spec(epochs=4), []
+    fit(whole, small, settings, first_iteration=7)
+    while True:
+        model = make("plain")
+
+        def after_step(done: int) -> None:
+            seen.append(done)
+            clock[0] += 1
+
+        options = {"folder": tmp_path, "deadline": clock[0] + 4, "first_iteration": 7}
+        if len(fit(model, small, settings, after_step=after_step, **options)) == 3:
+            break
+    assert seen == list(range(8, 21))
     assert equal(model.state_dict(), whole.state_dict())
 
 
@@ -123,18 +164,53 @@ def test_deadline_in_the_past_begins_no_epoch(tmp_path: Path, small: DeviceSplit
 
 def test_deadline_saves_what_is_done(tmp_path: Path, small: DeviceSplit, clock: list[float]) -> None:
     model = make("plain")
-    history = fit(model, small, spec(), folder=tmp_path, deadline=clock[0] + 8)
-    assert 0 < len(history) < 6
+    history = fit(model, small, spec(), folder=tmp_path, deadline=clock[0] + 15, after_step=tick(clock))
+    assert len(history) == 2
     tensors, metadata = load_checkpoint(tmp_path)
     assert metadata["history"] == history
+    assert metadata["within"]["place"] == 4
     assert equal(
         {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}, model.state_dict()
     )
 
 
+def test_without_a_folder_a_begun_epoch_is_finished(small: DeviceSplit, clock: list[float]) -> None:
+    assert len(fit(make("plain"), small, spec(), deadline=clock[0] + 7, after_step=tick(clock))) == 2
+
+
+def test_however_slow_the_disk_half_of_the_time_is_for_training(
+    tmp_path: Path, small: DeviceSplit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Once wrong: the time kept for saving exceeds the budget, so every call ends before its first iteration.
+    monkeypatch.setattr(training, "WRITE_SPEED", 1e-3)
+    fit(make("plain"), small, spec(), folder=tmp_path, deadline=clock[0] + 8, after_step=tick(clock))
+    assert load_checkpoint(tmp_path)[1]["within"]["place"] == 5
+
+
+def test_test_split_is_measured_before_the_deadline(
+    tmp_path: Path, small: DeviceSplit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: object) -> tuple[float, float]:
+        clock[0] += 4
+        return 0.0, 0.0
+
+    monkeypatch.setattr(training, "evaluate", slow)
+    options = {"folder": tmp_path, "test": small, "test_every": 1}
+    # The second measurement would end after the deadline: the epoch is closed by the next call.
+    assert len(fit(make("plain"), small, spec(), deadline=clock[0] + 16, after_step=tick(clock), **options)) == 1
+    assert load_checkpoint(tmp_path)[1]["within"]["place"] == 5
+    model, whole = make("plain"), make("plain")
+    history = fit(model, small, spec(), **options)
+    fit(whole, small, spec())
+    assert [("test_loss" in entry) for entry in history] == [True] * 6
+    assert equal(model.state_dict(), whole.state_dict())
+
+
 def test_short_epochs_are_not_saved_each(tmp_path: Path, small: DeviceSplit, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
-    monkeypatch.setattr(training, "save_checkpoint", lambda folder, step, *rest: saved.append(step))
+    monkeypatch.setattr(
+        training_loop, "save_checkpoint", lambda folder, step, tensors, metadata: saved.append(len(metadata["history"]))
+    )
     monkeypatch.setattr(training, "SAVE_INTERVAL", 1e6)
     fit(make("plain"), small, spec(), folder=tmp_path)
     assert saved == [6]
@@ -143,9 +219,56 @@ def test_short_epochs_are_not_saved_each(tmp_path: Path, small: DeviceSplit, mon
     assert saved == [6, 1, 2, 3]
 
 
+def test_saving_takes_a_small_share_of_the_time(
+    tmp_path: Path, small: DeviceSplit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+
+    def slow(*_: object) -> None:
+        saved.append(clock[0])
+        clock[0] += 10
+
+    monkeypatch.setattr(training_loop, "save_checkpoint", slow)
+    fit(make("plain"), small, spec(epochs=120), folder=tmp_path, after_step=tick(clock))
+    # The first after SAVE_INTERVAL; then 600 iterations leave room for two more at one part in twenty, and the last one.
+    assert len(saved) == 4
+    assert saved[2] - saved[1] >= training.SAVE_SHARE * 10
+
+
+def test_long_epochs_are_saved_within(
+    tmp_path: Path, small: DeviceSplit, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = []
+    monkeypatch.setattr(
+        training_loop, "save_checkpoint", lambda *arguments: places.append(arguments[3].get("within", {}).get("place"))
+    )
+
+    def after_step(_: int) -> None:
+        clock[0] += 31
+
+    fit(make("plain"), small, spec(epochs=1), folder=tmp_path, after_step=after_step)
+    assert places == [2, 4, None]
+
+
+def test_state_of_an_older_version_is_continued(tmp_path: Path, small: DeviceSplit) -> None:
+    whole, part = make("plain"), make("plain")
+    fit(whole, small, spec())
+    fit(part, small, spec(epochs=2), folder=tmp_path / "two")
+    tensors, metadata = load_checkpoint(tmp_path / "two")
+    # As it was written then: steps counted by epochs, and entries without speeds.
+    keys = ("epoch", "lr", "loss", "accuracy", "seconds")
+    history = [{key: entry[key] for key in keys} for entry in metadata["history"]]
+    save_checkpoint(tmp_path / "old", 2, tensors, {"spec": spec().to_dict(), "history": history})
+    model = make("plain")
+    found = fit(model, small, spec(), folder=tmp_path / "old")
+    assert equal(model.state_dict(), whole.state_dict())
+    assert [path.name for path in (tmp_path / "old").glob("step-*")] == ["step-000003"]
+    assert throughput(found)["images_per_second"] > 0
+
+
 def test_finished_training_is_loaded_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(spec(epochs=2, train_size=100), folder=tmp_path)
-    monkeypatch.setattr(training._Loop, "epoch", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(training.Loop, "epoch", lambda *_: pytest.fail("trained again"))
     again = train(spec(epochs=2, train_size=100), folder=tmp_path)
     assert equal(first.model.state_dict(), again.model.state_dict())
     assert again.history == first.history
@@ -174,8 +297,9 @@ def test_resuming_past_the_deadline_does_not_touch_the_checkpoint(
     tmp_path: Path, small: DeviceSplit, clock: list[float]
 ) -> None:
     # Once wrong: the same step is written again, and a kill between its two renames loses the only checkpoint.
-    fit(make("plain"), small, spec(), folder=tmp_path, deadline=clock[0] + 5)
+    fit(make("plain"), small, spec(), folder=tmp_path, deadline=clock[0] + 5, after_step=tick(clock))
     before = {path: path.stat().st_ino for path in tmp_path.rglob("*")}
+    assert before
     fit(make("plain"), small, spec(), folder=tmp_path, deadline=clock[0] - 1)
     assert {path: path.stat().st_ino for path in tmp_path.rglob("*")} == before
 

@@ -1,0 +1,230 @@
+"""From the records of pruners to tidy data frames: tables T3 to T5 and T9."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from prunelimit.experiments.catalogue import PROFILES, TASKS
+from prunelimit.experiments.comparisons import COMPARISONS, Comparison, find_comparisons
+from prunelimit.experiments.frames import Cell
+from prunelimit.experiments.prune import EXPERIMENT as PRUNE
+from prunelimit.experiments.runner import EXPERIMENT as LIMIT
+from prunelimit.experiments.store import load_record
+
+#: Columns of :func:`prune_frame`.
+COLUMNS = (
+    *("comparison", "title", "profile", "row", "method", "sparsity", "seed", "kept", "total"),
+    *("test_accuracy", "test_loss", "train_loss", "dense_accuracy", "dense_epochs", "pruner_epochs", "seconds"),
+    *("device", "torch", "commit"),
+)
+
+
+def table_comparisons(table: str) -> list[Comparison]:
+    """Return the comparisons of a table, for example ``"T3"``."""
+    return [one for one in COMPARISONS.values() if one.table == table]
+
+
+def prune_frame(
+    comparisons: str | Sequence[str] | None = None, profile: str = "best", seeds: Sequence[int] = (0, 1, 2)
+) -> pd.DataFrame:
+    """Tabulate the recorded pruned networks.
+
+    Args:
+        comparisons: Names of comparisons; ``None`` for all.
+        profile: A profile, or ``"best"`` for the most faithful one of which a comparison has a record.
+        seeds: Training seeds.
+
+    Returns:
+        One row per network, with the columns of ``COLUMNS``.
+    """
+    rows: list[dict[str, Any]] = []
+    for one in find_comparisons(comparisons):
+        for name in PROFILES if profile == "best" else [profile]:
+            found = [row for seed in seeds for row in _recorded(one, name, seed)]
+            rows += found
+            if found:
+                break
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def title_of(one: Comparison, profile: str) -> str:
+    """Name of the network, the data it saw and the profile, as :class:`~prunelimit.experiments.frames.Cell` has it."""
+    data = one.profiles[profile].entries[0].train.dataset
+    return f"{one.title}{' stand-in' if profile == 'quick' else ''} on {data} ({profile})"
+
+
+def _recorded(one: Comparison, profile: str, seed: int) -> list[dict[str, Any]]:
+    """Give the rows of one comparison, profile and seed that have a record."""
+    rows = []
+    for entry, spec in one.rows(profile, seed):
+        record = load_record(PRUNE, spec)
+        if record is None:
+            continue
+        shared = {
+            "comparison": one.name,
+            "title": title_of(one, profile),
+            "profile": profile,
+            "row": entry.title,
+            "method": entry.method,
+            "seed": seed,
+            "total": record["total"],
+            "dense_accuracy": record["dense"]["test_accuracy"],
+            "dense_epochs": record["epochs"],
+            "device": record["provenance"]["device"],
+            "torch": record["provenance"]["torch"],
+            "commit": (record["provenance"]["commit"] or "none")[:10],
+        }
+        names = ("sparsity", "kept", "test_accuracy", "test_loss", "train_loss", "seconds")
+        rows += [
+            shared | {name: found[name] for name in names} | {"pruner_epochs": found["epochs"]}
+            for found in record["networks"]
+        ]
+    return rows
+
+
+def _spread(values: pd.Series) -> str:
+    there = values.dropna() * 100
+    return f"{there.mean():.1f}" + (f" ± {there.std(ddof=1):.1f}" if len(there) > 1 else "")
+
+
+def prune_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Lay out test accuracies, one line per network and method, one column per sparsity.
+
+    Args:
+        frame: Output of :func:`prune_frame`.
+
+    Returns:
+        Mean and standard deviation over seeds in per cent, "—" where nothing is recorded; ``dense`` is the network without
+        pruning, trained as the method's own, and ``epochs`` what it costs from the initial weights to the pruned network.
+    """
+    if frame.empty:
+        return pd.DataFrame(columns=["network, data, profile", "method", "dense"])
+    keys = ["title", "row"]
+    table = frame.groupby([*keys, "sparsity"], sort=False).test_accuracy.agg(_spread).unstack("sparsity")
+    table = table[sorted(table.columns)].rename(columns=lambda s: f"{s:.4g}").fillna("—")
+    dense = frame.drop_duplicates([*keys, "seed"]).groupby(keys, sort=False).dense_accuracy.agg(_spread)
+    table.insert(0, "dense", dense)
+    epochs = frame.groupby(keys).apply(_epochs, include_groups=False)
+    table["epochs"] = epochs
+    table.insert(0, "seeds", frame.groupby(keys).seed.nunique())
+    order = frame[keys].drop_duplicates()
+    table = table.loc[pd.MultiIndex.from_frame(order)].reset_index()
+    return table.rename(columns={"title": "network, data, profile", "row": "method"})
+
+
+def _epochs(rows: pd.DataFrame) -> str:
+    """Say how many epochs a method takes, the dense training included where the method begins with it."""
+    from prunelimit.pruning.methods import METHODS
+
+    begins = METHODS[rows.method.iloc[0]].spec.begins
+    total = rows.pruner_epochs + (rows.dense_epochs if begins == "trained" else 0)
+    low, high = round(total.min()), round(total.max())
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def predicted_limits(comparisons: str | Sequence[str] | None, profile: str = "best") -> dict[str, float]:
+    """Look up the formula's limit of the task with the same name and profile, mean over seeds, by title of the comparison."""
+    limits = {}
+    for one in find_comparisons(comparisons):
+        for name in PROFILES if profile == "best" else [profile]:
+            if name not in one.profiles or one.name not in TASKS or name not in TASKS[one.name].profiles:
+                continue
+            task = TASKS[one.name]
+            specs = [(seed, task.spec(name, seed)) for seed in (0, 1, 2)]
+            cells = [Cell(task, name, seed, spec, r) for seed, spec in specs if (r := load_record(LIMIT, spec))]
+            if cells:
+                limits[title_of(one, name)] = float(np.mean([cell.limit.sparsity for cell in cells]))
+    return limits
+
+
+def missing_networks(comparisons: str | Sequence[str] | None = None, seeds: Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
+    """List what nobody has pruned yet, with the command that does it.
+
+    Args:
+        comparisons: Names of comparisons; ``None`` for all.
+        seeds: Training seeds.
+
+    Returns:
+        Columns ``comparison``, ``profile``, ``rows without a record`` and ``command``.
+    """
+    rows = []
+    for one in find_comparisons(comparisons):
+        for profile in one.profiles:
+            specs = [spec for seed in seeds for spec in one.specs(profile, seed)]
+            absent = sum(load_record(PRUNE, spec) is None for spec in specs)
+            if absent:
+                command = f"prunelimit prune {one.name} --profile {profile} --seeds {len(seeds)}"
+                text = f"{absent} of {len(specs)}"
+                rows.append(
+                    {
+                        "comparison": one.name,
+                        "profile": profile,
+                        "rows without a record": text,
+                        "command": command,
+                    }
+                )
+    return pd.DataFrame(rows, columns=["comparison", "profile", "rows without a record", "command"])
+
+
+def prune_origin(frame: pd.DataFrame) -> pd.DataFrame:
+    """Say where the numbers of a page come from.
+
+    Args:
+        frame: Output of :func:`prune_frame`.
+
+    Returns:
+        One row per network and profile: seeds, device, version of torch, commits and the command that makes them again.
+    """
+    if frame.empty:
+        return pd.DataFrame(columns=["network", "seeds", "device", "torch", "commit", "command"])
+    grouped = frame.groupby(["title", "comparison", "profile"], sort=False)
+
+    def together(values: pd.Series) -> str:
+        return ", ".join(str(value) for value in sorted(set(values)))
+
+    table = grouped[["seed", "device", "torch", "commit"]].agg(together).reset_index()
+    table["command"] = [
+        f"prunelimit prune {row.comparison} --profile {row.profile} --seeds {row.seed.count(',') + 1}"
+        for row in table.itertuples()
+    ]
+    table = table.drop(columns=["comparison", "profile"])
+    return table.rename(columns={"title": "network", "seed": "seeds"})
+
+
+def paired_gain(frame: pd.DataFrame, row: str, against: str) -> pd.DataFrame:
+    """Compare two rows seed by seed.
+
+    Args:
+        frame: Output of :func:`prune_frame`.
+        row: Name of a row.
+        against: Name of the row that it is compared with.
+
+    Returns:
+        One line per network and sparsity: the mean gain in test accuracy, in points, with the 95 % interval of Student's t
+        over the pairs, and the number of pairs.
+    """
+    keys = ["title", "sparsity", "seed"]
+    both = [frame[frame.row == name].set_index(keys).test_accuracy for name in (row, against)]
+    gains = (100 * (both[0] - both[1])).dropna()
+    rows = []
+    for (title, sparsity), values in gains.groupby(level=["title", "sparsity"], sort=False):
+        count, mean = len(values), values.mean()
+        interval = "—"
+        if count > 1:
+            half = float(stats.t.ppf(0.975, count - 1)) * values.std(ddof=1) / np.sqrt(count)
+            interval = f"{mean - half:.1f} to {mean + half:.1f}"
+        rows.append(
+            {
+                "network, data, profile": title,
+                "removed": f"{sparsity:.4g}",
+                "gain (points)": f"{mean:.1f}",
+                "interval": interval,
+                "pairs": count,
+            }
+        )
+    return pd.DataFrame(rows, columns=["network, data, profile", "removed", "gain (points)", "interval", "pairs"])

@@ -1,0 +1,123 @@
+"""Iterative pruning, with the limit computed anew after each round: does removing weights make more of them removable?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from prunelimit.curvature import HessianOperator, spectrum
+from prunelimit.curvature.active import ActiveOperator
+from prunelimit.datasets import DeviceSplit, load_dataset
+from prunelimit.experiments.prune import MEASURES
+from prunelimit.experiments.prune_specs import RoundsSpec
+from prunelimit.experiments.runner import OutOfTime, Steps, as_plain, recorded_distance
+from prunelimit.experiments.store import load_record, provenance, save_record
+from prunelimit.files import cache_folder
+from prunelimit.limit import default_epsilon
+from prunelimit.models import build_model
+from prunelimit.predict import predict_limit
+from prunelimit.pruning.iterative import Round, iterative_rounds
+from prunelimit.pruning.magnitude import MagnitudePath, flatten
+from prunelimit.threads import suited_threads
+from prunelimit.training import evaluate
+
+EXPERIMENT = "rounds"
+
+
+def run_rounds(
+    spec: RoundsSpec,
+    *,
+    label: dict[str, str] | None = None,
+    device: str = "cpu",
+    deadline: float | None = None,
+    progress: bool | None = None,
+) -> dict[str, Any] | None:
+    """Make the record of the limits of all rounds, or return the one there is.
+
+    Args:
+        spec: What to run; its method is iterative pruning.
+        label: Comparison and profile that the spec stands for; kept in the record for people.
+        device: Where to run.
+        deadline: Value of ``time.monotonic()`` after which nothing new is begun.
+        progress: Whether to show progress.
+
+    Returns:
+        The record, or ``None`` if the deadline passed; the next call goes on from the last finished round.
+    """
+    if recorded := load_record(EXPERIMENT, spec):
+        return recorded
+    dataset = load_dataset(spec.train.dataset)
+    data, test = dataset.on_device("train", device, spec.train.train_size), dataset.on_device("test", device)
+    shape, classes, seed = dataset.image_shape, dataset.num_classes, spec.train.seed
+    initial = build_model(spec.train.model, input_shape=shape, num_classes=classes, seed=seed).to(device)
+    folder = cache_folder() / "rounds" / spec.hash
+    steps = Steps(folder / "steps.json", deadline)
+    found = []
+    with suited_threads(initial):
+        rounds = iterative_rounds(
+            initial, data, spec.settings, folder=folder / "networks", deadline=deadline, progress=progress
+        )
+        try:
+            for one in rounds:
+                found.append(one.summary | _limits(spec, one, data, test, steps, folder / f"lanczos-{one.number}"))
+        except OutOfTime:
+            return None
+        source = provenance(device, torch.get_num_threads())
+    if len(found) <= spec.settings.rounds:
+        return None
+    record = {"label": label or {}, "data": dataset.digests, "provenance": source, "rounds": found}
+    record["seconds"] = {"limits": round(sum(step["seconds"] for step in steps.done.values()), 2)}
+    save_record(EXPERIMENT, spec, record)
+    return json.loads(json.dumps(record))
+
+
+def kept_operator(model: nn.Module, sample: tuple[Tensor, Tensor], masks: dict[str, Tensor]) -> ActiveOperator:
+    """Restrict the Hessian to the kept weights: a pruned one stays zero, so the sublevel set has no extent along it.
+
+    Args:
+        model: The pruned network.
+        sample: Inputs and targets behind the Hessian.
+        masks: Parameter name to a 0-1 tensor of its shape.
+
+    Returns:
+        The restricted operator; its ``nullity`` counts the pruned weights.
+    """
+    operator = HessianOperator(model, cross_entropy, sample)
+    return ActiveOperator(operator, flatten([masks[name] for name in operator.names]).bool())
+
+
+def _limits(
+    spec: RoundsSpec, one: Round, data: DeviceSplit, test: DeviceSplit, steps: Steps, folder: Path
+) -> dict[str, Any]:
+    """Measure one network, and compute its limits: fractions of all D weights, those that are gone already included."""
+    model, name = one.model, f"round {one.number}"
+    generator = torch.Generator().manual_seed(spec.train.seed)
+    sample = data.tensors(spec.examples, None if spec.examples is None else generator)
+
+    def probe() -> dict[str, Any]:
+        operator = kept_operator(model, sample, one.masks)
+        options: dict[str, Any] = {"steps": spec.steps, "probes": spec.probes, "seed": spec.train.seed}
+        found = spectrum(operator, nullity=operator.nullity, folder=folder, each=steps.check_time, **options)
+        return found.to_dict() | {"examples": len(sample[1])}
+
+    def measured() -> dict[str, Any]:
+        epsilon = default_epsilon(model, cross_entropy, list(data.batches(128)))
+        whole = list(data.batches(2000))
+        return as_plain(predict_limit(model, cross_entropy, whole, epsilon=epsilon, method="measured"))
+
+    def dense() -> list[float]:
+        return [*evaluate(model, data), *evaluate(model, test)]
+
+    path = MagnitudePath(model)
+    return {
+        **dict(zip(MEASURES, steps(f"{name} evaluated", dense), strict=True)),
+        "total": path.total,
+        "radius": recorded_distance(path),
+        "measured": steps(f"{name} measured", measured),
+        "spectrum": steps(f"{name} spectrum", probe),
+    }

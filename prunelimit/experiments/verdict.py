@@ -1,0 +1,352 @@
+"""The verdict, claim by claim: what the records say, by rules that are stated before looking.
+
+Every function takes frames made of records and gives a :class:`Finding`. A verdict is one of ``VERDICTS``; which one, a rule
+decides that is printed beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from prunelimit.experiments import prune_frames, rounds_frames
+from prunelimit.experiments.frames import Cell, limits_frame, load_cells, resolution_frame
+from prunelimit.experiments.theory_frames import absolute_trace
+
+VERDICTS = ("holds", "holds in part", "does not hold", "not decided")
+
+#: Points within which a prediction counts as right.
+CLOSE = 1.0
+
+PREDICTORS = ("formula", "cut", "directional", "refit", "emp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What became of a claim.
+
+    Attributes:
+        claim: The claim, in our words.
+        verdict: One of ``VERDICTS``.
+        measured: What the records say, with numbers.
+        rule: How the verdict follows from them.
+        page: Where to look.
+    """
+
+    claim: str
+    verdict: str
+    measured: str
+    rule: str
+    page: str
+
+
+def _decided(whole: bool, part: bool) -> str:
+    return "holds" if whole else "holds in part" if part else "does not hold"
+
+
+def prediction_errors(limits: pd.DataFrame, actual: str) -> pd.DataFrame:
+    """Compare every prediction with a measured limit.
+
+    Args:
+        limits: Output of ``limits_frame``.
+        actual: Its column of measured limits, for example ``"fine_tuned"``.
+
+    Returns:
+        One row per prediction: ``error``, the mean absolute difference in points, ``bias``, the mean of predicted minus
+        measured, ``rank``, Spearman's correlation, and the number of networks ``count``; seeds are networks of their own.
+    """
+    rows = []
+    for name in PREDICTORS if not limits.empty else ():
+        both = limits[[name, actual]].dropna()
+        if both.empty:
+            continue
+        gap = 100 * (both[name] - both[actual])
+        ranked = len(both) > 2 and both[name].nunique() > 1 and both[actual].nunique() > 1
+        rank = float(stats.spearmanr(both[name], both[actual]).statistic) if ranked else np.nan
+        rows.append(
+            {"predictor": name, "error": gap.abs().mean(), "bias": gap.mean(), "rank": rank, "count": len(both)}
+        )
+    return pd.DataFrame(rows, columns=["predictor", "error", "bias", "rank", "count"]).set_index("predictor")
+
+
+def limit_predicts_practice(limits: pd.DataFrame, actual: str, what: str) -> Finding:
+    """Judge the first claim against one kind of practice.
+
+    Args:
+        limits: Output of ``limits_frame``.
+        actual: Column of measured limits.
+        what: What that column measures, in words.
+
+    Returns:
+        The finding.
+    """
+    claim, page = f"The limit predicts practice: {what}", "tab02"
+    rule = f"holds if the formula is within {CLOSE:g} point on average and nearer than EMP; in part if nearer than EMP only"
+    errors = prediction_errors(limits, actual)
+    if not {"formula", "emp"} <= set(errors.index):
+        return Finding(claim, "not decided", "no record", rule, page)
+    formula, rival = errors.loc["formula"], errors.loc["emp"]
+    words = ", ".join(f"{name} {row.error:.1f}" for name, row in errors.iterrows())
+    measured = f"mean absolute error in points over {int(formula['count'])} networks: {words}; the formula's bias is {formula.bias:+.1f}"
+    beats = formula.error < rival.error
+    return Finding(claim, _decided(formula.error <= CLOSE and beats, beats), measured, rule, page)
+
+
+def two_factors(cells: Sequence[Cell], limits: pd.DataFrame) -> Finding:
+    """Judge whether flatness and small weights go with a high measured limit, across networks.
+
+    Args:
+        cells: Recorded cells.
+        limits: Output of ``limits_frame`` of the same cells.
+
+    Returns:
+        The finding.
+    """
+    claim, page = "Two factors set the limit: sharpness and the magnitude of the weights", "fig07"
+    rule = (
+        "holds if the product of both has a rank correlation below -0.5 with the measured limit, and each alone a weaker one; "
+        "in part if the product's is below -0.5"
+    )
+    if len(cells) < 4:
+        return Finding(claim, "not decided", "fewer than four networks are recorded", rule, page)
+    sharp = np.array([absolute_trace(c.limit.spectrum)[0] / c.record["total"] for c in cells if c.limit.spectrum])
+    size = np.array([c.record["radius"][-1] ** 2 / c.record["epsilon"] for c in cells])
+    actual = limits.measured.to_numpy()
+
+    def rank(values: np.ndarray) -> float:
+        return float(stats.spearmanr(values, actual).statistic)
+
+    both, one, two = rank(sharp * size), rank(sharp), rank(size)
+    measured = (
+        f"over {len(cells)} networks the one-shot limit has rank correlation {one:+.2f} with Tr|H|/D, {two:+.2f} with ‖w‖²/ε, and "
+        f"{both:+.2f} with their product"
+    )
+    return Finding(claim, _decided(both < -0.5 and both < min(one, two), both < -0.5), measured, rule, page)
+
+
+def bounds_meet(limits: pd.DataFrame) -> Finding:
+    """Judge how near the lower and the upper bound are.
+
+    Args:
+        limits: Output of ``limits_frame``.
+
+    Returns:
+        The finding.
+    """
+    claim, page = "The lower and the upper bound nearly meet", "tab01"
+    rule = f"holds for a network if the bounds are within {CLOSE:g} point of each other; in part if for some only"
+    if limits.empty:
+        return Finding(claim, "not decided", "no record", rule, page)
+    width = 100 * (limits.upper - limits.lower)
+    largest = limits.total.idxmax()
+    measured = (
+        f"{int((width <= CLOSE).sum())} of {len(width)} networks; {width[largest]:.2f} points at D = {limits.total[largest]:,}, "
+        f"{width.max():.1f} at most. The upper one is none for the true threshold (thm-confocal)"
+    )
+    return Finding(claim, _decided(bool((width <= CLOSE).all()), bool((width <= CLOSE).any())), measured, rule, page)
+
+
+def lomp_reaches_the_limit(limits: pd.DataFrame) -> Finding:
+    """Judge whether one cut comes up to the predicted limit.
+
+    Args:
+        limits: Output of ``limits_frame``.
+
+    Returns:
+        The finding.
+    """
+    claim, page = "One cut of an L1-trained network reaches the limit (LOMP)", "tab02"
+    rule = f"holds if the one-shot limit is no more than {CLOSE:g} point below the formula's on average; in part if that is so for some"
+    if limits.empty:
+        return Finding(claim, "not decided", "no record", rule, page)
+    short = 100 * (limits.formula - limits.measured)
+    near = int((short <= CLOSE).sum())
+    measured = f"the cut stops {short.mean():.1f} points short on average, {near} of {len(short)} networks come within {CLOSE:g}"
+    return Finding(claim, _decided(bool(short.mean() <= CLOSE), near > 0), measured, rule, page)
+
+
+def lomp_beats(frame: pd.DataFrame, rivals: str, page: str, without: Sequence[str] = ()) -> Finding:
+    """Judge LOMP against other pruners, at the same sparsity and seed.
+
+    Args:
+        frame: Output of ``prune_frame``.
+        rivals: Who they are, in words.
+        page: Where to look.
+        without: Rows that are not rivals.
+
+    Returns:
+        The finding.
+    """
+    claim = f"LOMP is as good as {rivals}, at the same sparsity"
+    rule = f"holds if its test accuracy is within {CLOSE:g} point of the best rival's, or above, in nine of ten comparisons; in part if in half"
+    keys = ["title", "sparsity", "seed"]
+    own = frame[frame.row == "LOMP"].set_index(keys).test_accuracy
+    others = frame[~frame.row.isin(["LOMP", "random", "layer-wise magnitude", *without])]
+    best = others.groupby(keys).test_accuracy.max()
+    gap = (100 * (own - best)).dropna()
+    if gap.empty:
+        return Finding(claim, "not decided", "no record", rule, page)
+    share = float((gap >= -CLOSE).mean())
+    by_sparsity = gap.groupby(level="sparsity").mean()
+    words = ", ".join(f"{value:+.1f} at {sparsity:.4g}" for sparsity, value in by_sparsity.items())
+    measured = f"{share:.0%} of {len(gap)} comparisons; mean difference to the best rival in points, by fraction removed: {words}"
+    return Finding(claim, _decided(share >= 0.9, share >= 0.5), measured, rule, page)
+
+
+def iterative_raises(frame: pd.DataFrame) -> Finding:
+    """Judge whether iterative pruning raises the limit of what is left.
+
+    Args:
+        frame: Output of ``rounds_frame``.
+
+    Returns:
+        The finding.
+    """
+    claim, page = "Iterative pruning raises the limit from round to round", "fig03"
+    rule = "holds if predicted and measured limit both have rank correlation above 0.9 with the round, in every run; in part if on average"
+    if frame.empty:
+        return Finding(claim, "not decided", "no record", rule, page)
+    ranks = {
+        name: [float(stats.spearmanr(run["round"], run[name]).statistic) for _, run in frame.groupby(["title", "seed"])]
+        for name in ("formula", "measured")
+    }
+    means = {name: float(np.mean(values)) for name, values in ranks.items()}
+    first, last = frame[frame["round"] == 0], frame[frame["round"] == frame["round"].max()]
+    left = 1 - (1 - frame.measured) / (1 - frame.sparsity)
+    measured = (
+        f"{len(ranks['formula'])} runs: rank correlation {means['formula']:+.2f} (formula), {means['measured']:+.2f} (one-shot); one-shot limit "
+        f"{first.measured.mean():.1%} before, {last.measured.mean():.1%} after. As a share of the weights left it goes from "
+        f"{left[first.index].mean():.1%} to {left[last.index].mean():.1%}"
+    )
+    every = min(min(values) for values in ranks.values()) > 0.9
+    return Finding(claim, _decided(every, min(means.values()) > 0.9), measured, rule, page)
+
+
+def penalty_helps_gems(frame: pd.DataFrame) -> Finding:
+    """Judge whether L2 on its scores helps Rare Gems.
+
+    Args:
+        frame: Output of ``prune_frame``.
+
+    Returns:
+        The finding.
+    """
+    claim, page = "An L2 penalty on the scores helps Rare Gems", "fig03"
+    rule = "holds if the mean gain over all pairs is positive with a 95 % interval above zero; in part if only the mean is positive"
+    keys = ["title", "sparsity", "seed"]
+    own, plain = (frame[frame.row == row].set_index(keys).test_accuracy for row in ("Rare Gems", "Rare Gems, no L2"))
+    gain = (100 * (own - plain)).dropna()
+    if len(gain) < 2:
+        return Finding(claim, "not decided", "no record", rule, page)
+    half = float(stats.t.ppf(0.975, len(gain) - 1)) * gain.std(ddof=1) / np.sqrt(len(gain))
+    mean = float(gain.mean())
+    measured = f"{mean:+.2f} points ({mean - half:+.2f} to {mean + half:+.2f}) over {len(gain)} pairs"
+    return Finding(claim, _decided(mean - half > 0, mean > 0), measured, rule, page)
+
+
+def countermeasure_resolves(cells: Sequence[Cell], limits: pd.DataFrame) -> Finding:
+    """Judge whether Lanczos quadrature gives the formula's number, where the truth is known and where it is not.
+
+    Args:
+        cells: Recorded cells of every profile.
+        limits: Output of ``limits_frame`` of the same cells.
+
+    Returns:
+        The finding.
+    """
+    claim, page = "The spectrum can be had by Lanczos quadrature, for millions of weights", "slq"
+    rule = (
+        "holds if every interval holds the dense truth where that is known, and a network of more than a million weights is resolved to one "
+        "point with all its training images; in part if one of both"
+    )
+    known = limits if limits.empty else limits.dropna(subset=["exact"])
+    if known.empty:
+        return Finding(claim, "not decided", "no record", rule, page)
+    inside = (known.formula_low <= known.exact + 5e-5) & (known.exact <= known.formula_high + 5e-5)
+    error = 100 * (known.formula - known.exact).abs()
+    resolved = resolution_frame([c for c in cells if c.record["total"] > 1_000_000])
+    words, large = "no large network is recorded", False
+    if not resolved.empty:
+        best = resolved.sort_values(["examples", "steps"]).iloc[-1]
+        large = bool(best.resolved)
+        words = f"{best.title}, {best.examples:,.0f} images, {best.steps:.0f} products: {best.sparsity:.2%}, certified within {best.low:.2%} to {best.high:.2%}"
+    measured = f"{int(inside.sum())} of {len(inside)} intervals hold the dense truth, the values are off by {error.mean():.2f} points on average; {words}"
+    return Finding(claim, _decided(bool(inside.all()) and large, bool(inside.all()) or large), measured, rule, page)
+
+
+def findings(seeds: Sequence[int] = (0, 1, 2)) -> list[Finding]:
+    """Judge every claim of the fundamental-limit paper by the records that there are.
+
+    Args:
+        seeds: Training seeds.
+
+    Returns:
+        One finding per claim, in the order of the book.
+    """
+    best = load_cells(None, "best", seeds)
+    every = best + [cell for cell in load_cells(None, "quick", seeds) if cell not in best]
+    limits = limits_frame(every)
+    frame, rounds = prune_frames.prune_frame(None, "best", seeds), rounds_frames.rounds_frame(None, "best", seeds)
+    tables = {one.name for number in ("T3", "T4", "T5") for one in prune_frames.table_comparisons(number)}
+    trained, one_shot = frame[frame.comparison.isin(tables)], frame[~frame.comparison.isin(tables)]
+    return [
+        limit_predicts_practice(limits, "fine_tuned", "after fine-tuning"),
+        limit_predicts_practice(limits, "measured", "one cut, nothing retrained"),
+        two_factors(every, limits),
+        bounds_meet(limits),
+        lomp_reaches_the_limit(limits),
+        lomp_beats(trained, "pruners that train the sparse network", "tab03"),
+        lomp_beats(one_shot, "second-order pruners", "tab09", ["magnitude, no L1"]),
+        iterative_raises(rounds),
+        penalty_helps_gems(frame),
+        countermeasure_resolves(every, limits),
+    ]
+
+
+def verdict_table(found: Sequence[Finding]) -> pd.DataFrame:
+    """Lay out findings as the table of the verdict page; the last column links to the page with the evidence."""
+    rows = [
+        {
+            "claim": one.claim,
+            "verdict": one.verdict,
+            "what was measured": one.measured,
+            "rule": one.rule,
+            "page": f'<a href="{one.page}.html">{one.page}</a>',
+        }
+        for one in found
+    ]
+    return pd.DataFrame(rows)
+
+
+def error_table(seeds: Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
+    """Lay out :func:`prediction_errors` for every profile and kind of practice.
+
+    Args:
+        seeds: Training seeds.
+
+    Returns:
+        One line per profile, practice and prediction.
+    """
+    rows = []
+    for profile in ("quick", "laptop", "paper"):
+        limits = limits_frame(load_cells(None, profile, seeds))
+        if limits.empty:
+            continue
+        for actual, words in (("fine_tuned", "fine-tuned"), ("measured", "one-shot")):
+            for name, row in prediction_errors(limits, actual).iterrows():
+                rows.append(
+                    {
+                        "profile": profile,
+                        "practice": words,
+                        "prediction": name,
+                        "error (points)": f"{row.error:.1f}",
+                        "bias": f"{row.bias:+.1f}",
+                        "rank correlation": "—" if np.isnan(row["rank"]) else f"{row['rank']:+.2f}",
+                        "networks": int(row["count"]),
+                    }
+                )
+    return pd.DataFrame(rows)

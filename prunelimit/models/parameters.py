@@ -1,0 +1,55 @@
+"""Which parameters can be pruned, and which mask is for which."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from prunelimit.errors import PruneLimitError, unknown_name
+
+
+def prunable_names(model: nn.Module) -> list[str]:
+    """Name the prunable parameters: weights of linear and convolution layers, in the model's order.
+
+    Args:
+        model: Any torch module.
+
+    Returns:
+        Parameter names as in ``model.named_parameters()``; a shared weight appears
+        once, a frozen one not at all.
+
+    Raises:
+        PruneLimitError: If the model has none.
+    """
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    weights = {id(m.weight) for m in model.modules() if isinstance(m, kinds)}
+    names = [name for name, p in model.named_parameters() if id(p) in weights and p.requires_grad]
+    if not names:
+        raise PruneLimitError(
+            f"model={type(model).__name__} has no prunable weights: it needs a linear or convolution layer whose weight "
+            "has requires_grad=True, or name the parameters with prunable=[...]."
+        )
+    return names
+
+
+def match_masks(model: nn.Module, masks: dict[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Pair masks with the parameters that they are for.
+
+    Args:
+        model: Any torch module.
+        masks: Parameter name to a tensor of its shape.
+
+    Returns:
+        Parameters with their masks.
+
+    Raises:
+        PruneLimitError: If a mask names no parameter or has another shape.
+    """
+    named = dict(model.named_parameters())
+    for name, mask in masks.items():
+        if name not in named:
+            raise unknown_name("masks", name, named)
+        if mask.shape != named[name].shape:
+            raise PruneLimitError(
+                f"masks[{name!r}] has shape {tuple(mask.shape)}: give it the parameter's, {tuple(named[name].shape)}."
+            )
+    return [(named[name], mask) for name, mask in masks.items()]

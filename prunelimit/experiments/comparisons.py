@@ -216,9 +216,9 @@ def _with_rounds(one: Comparison) -> Comparison:
     rounds = {}
     for profile, grid in one.profiles.items():
         entry = next((entry for entry in grid.entries if entry.method == "iterative"), None)
-        if entry is not None:
+        if entry is not None and isinstance(settings := entry.settings, IterativeSpec):
             quick = profile == "quick"
-            settings = dataclasses.replace(entry.settings, rounds=10, share=0.3) if quick else entry.settings
+            settings = dataclasses.replace(settings, rounds=10, share=0.3) if quick else settings
             spec = RoundsSpec(train=entry.train, method=entry.method, settings=settings, steps=128)
             rounds[profile] = dataclasses.replace(spec, examples=None if quick else 2000)
     return dataclasses.replace(one, rounds=rounds)

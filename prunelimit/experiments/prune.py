@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import time
@@ -92,7 +93,7 @@ def run_prune(
 
     with suited_threads(trained.model):
         try:
-            networks = [steps(f"{s:.8f}", lambda s=s: measure(s)) for s in spec.sparsities]
+            networks = [steps(f"{s:.8f}", functools.partial(measure, s)) for s in spec.sparsities]
         except OutOfTime:
             return None
         record = {

@@ -106,11 +106,12 @@ def prune_table(frame: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=["network, data, profile", "method", "dense"])
     keys = ["title", "row"]
     table = frame.groupby([*keys, "sparsity"], sort=False).test_accuracy.agg(_spread).unstack("sparsity")
-    table = table[sorted(table.columns)].rename(columns=lambda s: f"{s:.4g}").fillna("—")
+    columns = sorted(table.columns)
+    table = table[columns].fillna("—")
+    table.columns = pd.Index([f"{sparsity:.4g}" for sparsity in columns])
     dense = frame.drop_duplicates([*keys, "seed"]).groupby(keys, sort=False).dense_accuracy.agg(_spread)
     table.insert(0, "dense", dense)
-    epochs = frame.groupby(keys).apply(_epochs, include_groups=False)
-    table["epochs"] = epochs
+    table["epochs"] = pd.Series({key: _epochs(rows) for key, rows in frame.groupby(keys)})
     table.insert(0, "seeds", frame.groupby(keys).seed.nunique())
     order = frame[keys].drop_duplicates()
     table = table.loc[pd.MultiIndex.from_frame(order)].reset_index()
@@ -180,20 +181,25 @@ def prune_origin(frame: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per network and profile: seeds, device, version of torch, commits and the command that makes them again.
     """
-    if frame.empty:
-        return pd.DataFrame(columns=["network", "seeds", "device", "torch", "commit", "command"])
-    grouped = frame.groupby(["title", "comparison", "profile"], sort=False)
+    return origin_of(frame, "prune")
 
-    def together(values: pd.Series) -> str:
-        return ", ".join(str(value) for value in sorted(set(values)))
 
-    table = grouped[["seed", "device", "torch", "commit"]].agg(together).reset_index()
-    table["command"] = [
-        f"prunelimit prune {row.comparison} --profile {row.profile} --seeds {row.seed.count(',') + 1}"
-        for row in table.itertuples()
-    ]
-    table = table.drop(columns=["comparison", "profile"])
-    return table.rename(columns={"title": "network", "seed": "seeds"})
+def origin_of(frame: pd.DataFrame, command: str) -> pd.DataFrame:
+    """Say where the rows of a frame come from.
+
+    Args:
+        frame: With the columns ``title``, ``comparison``, ``profile``, ``seed``, ``device``, ``torch`` and ``commit``.
+        command: The command that made their records.
+
+    Returns:
+        One row per title: seeds, devices, versions of torch, commits and the command line that makes the records again.
+    """
+    rows = []
+    for (title, name, profile), here in frame.groupby(["title", "comparison", "profile"], sort=False):
+        together = {key: ", ".join(map(str, sorted(set(here[key])))) for key in ("seed", "device", "torch", "commit")}
+        line = f"prunelimit {command} {name} --profile {profile} --seeds {here.seed.max() + 1}"
+        rows.append({"network": title, "seeds": together.pop("seed"), **together, "command": line})
+    return pd.DataFrame(rows, columns=["network", "seeds", "device", "torch", "commit", "command"])
 
 
 def paired_gain(frame: pd.DataFrame, row: str, against: str) -> pd.DataFrame:
@@ -212,7 +218,7 @@ def paired_gain(frame: pd.DataFrame, row: str, against: str) -> pd.DataFrame:
     both = [frame[frame.row == name].set_index(keys).test_accuracy for name in (row, against)]
     gains = (100 * (both[0] - both[1])).dropna()
     rows = []
-    for (title, sparsity), values in gains.groupby(level=["title", "sparsity"], sort=False):
+    for (title, sparsity), values in gains.reset_index().groupby(["title", "sparsity"], sort=False).test_accuracy:
         count, mean = len(values), values.mean()
         interval = "—"
         if count > 1:

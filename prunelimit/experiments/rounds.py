@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from prunelimit.curvature import HessianOperator, spectrum
 from prunelimit.curvature.active import ActiveOperator
 from prunelimit.datasets import DeviceSplit, load_dataset
+from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.prune import MEASURES
 from prunelimit.experiments.prune_specs import RoundsSpec
 from prunelimit.experiments.runner import OutOfTime, Steps, as_plain, recorded_distance
@@ -21,7 +22,7 @@ from prunelimit.files import cache_folder
 from prunelimit.limit import default_epsilon
 from prunelimit.models import build_model
 from prunelimit.predict import predict_limit
-from prunelimit.pruning.iterative import Round, iterative_rounds
+from prunelimit.pruning.iterative import IterativeSpec, Round, iterative_rounds
 from prunelimit.pruning.magnitude import MagnitudePath, flatten
 from prunelimit.threads import suited_threads
 from prunelimit.training import evaluate
@@ -48,9 +49,15 @@ def run_rounds(
 
     Returns:
         The record, or ``None`` if the deadline passed; the next call goes on from the last finished round.
+
+    Raises:
+        PruneLimitError: If the method is another one.
     """
     if recorded := load_record(EXPERIMENT, spec):
         return recorded
+    settings = spec.settings
+    if not isinstance(settings, IterativeSpec):
+        raise PruneLimitError(f"method={spec.method!r} has no rounds: use 'iterative'.")
     dataset = load_dataset(spec.train.dataset)
     data, test = dataset.on_device("train", device, spec.train.train_size), dataset.on_device("test", device)
     shape, classes, seed = dataset.image_shape, dataset.num_classes, spec.train.seed
@@ -60,7 +67,7 @@ def run_rounds(
     found = []
     with suited_threads(initial):
         rounds = iterative_rounds(
-            initial, data, spec.settings, folder=folder / "networks", deadline=deadline, progress=progress
+            initial, data, settings, folder=folder / "networks", deadline=deadline, progress=progress
         )
         try:
             for one in rounds:
@@ -68,7 +75,7 @@ def run_rounds(
         except OutOfTime:
             return None
         source = provenance(device, torch.get_num_threads())
-    if len(found) <= spec.settings.rounds:
+    if len(found) <= settings.rounds:
         return None
     record = {"label": label or {}, "data": dataset.digests, "provenance": source, "rounds": found}
     record["seconds"] = {"limits": round(sum(step["seconds"] for step in steps.done.values()), 2)}

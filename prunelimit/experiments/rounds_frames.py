@@ -12,7 +12,7 @@ from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.experiments.catalogue import PROFILES
 from prunelimit.experiments.comparisons import Comparison, find_comparisons
 from prunelimit.experiments.frames import fine_distance
-from prunelimit.experiments.prune_frames import title_of
+from prunelimit.experiments.prune_frames import origin_of, title_of
 from prunelimit.experiments.rounds import EXPERIMENT
 from prunelimit.experiments.store import load_record
 from prunelimit.limit import formula_limit
@@ -123,14 +123,7 @@ def rounds_origin(frame: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per network: seeds, device, version of torch, commits and the command that makes the records again.
     """
-    rows = []
-    for (title, name, profile), here in frame.groupby(["title", "comparison", "profile"], sort=False):
-        rows.append(
-            {"network": title}
-            | {key: ", ".join(map(str, sorted(set(here[key])))) for key in ("seed", "device", "torch", "commit")}
-            | {"command": f"prunelimit rounds {name} --profile {profile} --seeds {here.seed.max() + 1}"}
-        )
-    return pd.DataFrame(rows)
+    return origin_of(frame, "rounds")
 
 
 def missing_rounds(comparisons: str | Sequence[str] | None = None, seeds: Sequence[int] = (0, 1, 2)) -> pd.DataFrame:

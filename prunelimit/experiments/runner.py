@@ -33,7 +33,7 @@ from prunelimit.pruning.magnitude import MagnitudePath
 from prunelimit.pruning.measured import fine_tuned_limit, largest_sparsity, pruned_copy, sweep
 from prunelimit.threads import suited_threads
 from prunelimit.throughput import Runtime, throughput
-from prunelimit.training import WRITE_SPEED, OutOfTime, TrainedModel, evaluate, train
+from prunelimit.training import WRITE_SPEED, OutOfTime, TrainedModel, TrainSpec, evaluate, train
 
 __all__ = ["OutOfTime", "Steps", "as_plain", "check_seeds", "recorded_distance", "round_significant", "run_limit"]
 
@@ -262,14 +262,7 @@ def _measure(
     if spec.exact:
         body["exact"] = steps("exact", lambda: _exact(trained, sample, path, epsilon))
     if spec.tune_epochs:
-        tune = dataclasses.replace(
-            spec.train,
-            epochs=spec.tune_epochs,
-            seed=spec.train.seed + 1000,
-            schedule="constant",
-            warmup_epochs=0,
-            lr=trained.history[-1]["lr"] if trained.history[-1]["lr"] > 0 else spec.train.lr,
-        )
+        tune = further_training(spec.train, spec.tune_epochs)
         guess = min(max(body["measured"]["sparsity"], 0.05), 0.95)
         kept: dict[str, Any] = {"memo": steps, "folder": unfinished, "deadline": steps.deadline}
         limit = fine_tuned_limit(model, data, tune, epsilon=epsilon, guess=guess, tolerance=spec.tune_tolerance, **kept)
@@ -359,6 +352,23 @@ def _exact(trained: TrainedModel, sample: Any, path: MagnitudePath, epsilon: flo
         "negative_share": float((eigenvalues < -1e-7 * eigenvalues[-1]).mean()),
         "null_share": float((np.abs(eigenvalues) <= 1e-7 * eigenvalues[-1]).mean()),
     }
+
+
+def further_training(train: TrainSpec, epochs: int) -> TrainSpec:
+    """Give the settings with which a trained network is trained on, mask fixed: its own, L1 included, in another order.
+
+    A constant rate stays. One that has fallen falls again, over the new number of epochs: at the rate on which it ended,
+    no network would get anywhere, and the fine-tuned limit would be the one-shot limit.
+
+    Args:
+        train: Settings of the training.
+        epochs: Length of the further training.
+
+    Returns:
+        Settings with another seed and without warm-up.
+    """
+    milestones = tuple(round(m * epochs / train.epochs) for m in train.milestones)
+    return dataclasses.replace(train, epochs=epochs, seed=train.seed + 1000, warmup_epochs=0, milestones=milestones)
 
 
 def check_seeds(count: int) -> range:

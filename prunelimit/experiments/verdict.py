@@ -89,11 +89,11 @@ def limit_predicts_practice(limits: pd.DataFrame, actual: str, what: str) -> Fin
     errors = prediction_errors(limits, actual)
     if not {"formula", "emp"} <= set(errors.index):
         return Finding(claim, "not decided", "no record", rule, page)
-    formula, rival = errors.loc["formula"], errors.loc["emp"]
-    words = ", ".join(f"{name} {row.error:.1f}" for name, row in errors.iterrows())
-    measured = f"mean absolute error in points over {int(formula['count'])} networks: {words}; the formula's bias is {formula.bias:+.1f}"
-    beats = formula.error < rival.error
-    return Finding(claim, _decided(formula.error <= CLOSE and beats, beats), measured, rule, page)
+    found: dict[str, dict[str, float]] = errors.to_dict("index")  # type: ignore[assignment]
+    formula, words = found["formula"], ", ".join(f"{name} {row['error']:.1f}" for name, row in found.items())
+    measured = f"mean absolute error in points over {formula['count']:.0f} networks: {words}; the formula's bias is {formula['bias']:+.1f}"
+    beats = formula["error"] < found["emp"]["error"]
+    return Finding(claim, _decided(formula["error"] <= CLOSE and beats, beats), measured, rule, page)
 
 
 def two_factors(cells: Sequence[Cell], limits: pd.DataFrame) -> Finding:
@@ -142,9 +142,9 @@ def bounds_meet(limits: pd.DataFrame) -> Finding:
     if limits.empty:
         return Finding(claim, "not decided", "no record", rule, page)
     width = 100 * (limits.upper - limits.lower)
-    largest = limits.total.idxmax()
+    largest = int(limits.total.to_numpy().argmax())
     measured = (
-        f"{int((width <= CLOSE).sum())} of {len(width)} networks; {width[largest]:.2f} points at D = {limits.total[largest]:,}, "
+        f"{int((width <= CLOSE).sum())} of {len(width)} networks; {width.iloc[largest]:.2f} points at D = {limits.total.iloc[largest]:,}, "
         f"{width.max():.1f} at most. The upper one is none for the true threshold (thm-confocal)"
     )
     return Finding(claim, _decided(bool((width <= CLOSE).all()), bool((width <= CLOSE).any())), measured, rule, page)

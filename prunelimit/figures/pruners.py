@@ -33,7 +33,7 @@ def plot_pruners(frame: pd.DataFrame, limits: Mapping[str, float] | None = None)
     titles = list(dict.fromkeys(frame.title))
     rows = list(dict.fromkeys(frame.row))
     colours = dict(zip(rows, sns.color_palette("colorblind", len(rows)), strict=True))
-    figure, axes = panel_grid(len(titles), 2, width=4.8, height=3.4)
+    figure, axes = panel_grid(len(titles), 2, width=4.8 if len(titles) > 1 else 6.4, height=3.4)
     for axis, title in zip(axes, titles, strict=True):
         here = frame[frame.title == title]
         for number, row in enumerate(rows):
@@ -52,7 +52,7 @@ def plot_pruners(frame: pd.DataFrame, limits: Mapping[str, float] | None = None)
         axis.set_title(title, loc="left")
         axis.set_ylabel("test accuracy")
     fullest = max(axes, key=lambda a: len(a.get_legend_handles_labels()[1]))
-    legend_below(figure, fullest, columns=4)
+    legend_below(figure, fullest, columns=4 if len(titles) > 1 else 3)
     return figure
 
 
@@ -77,7 +77,7 @@ def plot_rounds(frame: pd.DataFrame) -> Figure:
         Predicted and measured limit against the sparsity already reached; the diagonal is where nothing more could go.
     """
     titles = list(dict.fromkeys(frame.title))
-    figure, axes = panel_grid(len(titles), 2, width=4.8, height=3.6)
+    figure, axes = panel_grid(len(titles), 2, width=4.8 if len(titles) > 1 else 6.4, height=3.6)
     kinds = {
         "formula": ("o", "-", "formula, for the network of the round"),
         "measured": ("X", "-.", "one-shot, measured"),
@@ -100,7 +100,7 @@ def plot_rounds(frame: pd.DataFrame) -> Figure:
         axis.set_title(title, loc="left")
         axis.set_xlabel("removed by the rounds so far")
         axis.set_ylabel("limit (fraction of all weights removed)")
-    legend_below(figure, axes[0], columns=3)
+    legend_below(figure, axes[0], columns=3 if len(titles) > 1 else 2)
     return figure
 
 

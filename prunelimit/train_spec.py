@@ -34,6 +34,8 @@ class TrainSpec(Spec):
         train_size: First so many training images; ``None`` for all of them.
         precision: ``"float32"``, or ``"bfloat16"`` for matrix products and convolutions in bfloat16 with weights in
             float32. Memory layout and compilation are no part of a spec: see :mod:`prunelimit.throughput`.
+        sam_rho: Radius of sharpness-aware minimisation, see :mod:`prunelimit.sam`; 0 is plain SGD.
+        sam_adaptive: Whether that radius is measured in units of the weights (ASAM).
     """
 
     dataset: str
@@ -52,6 +54,8 @@ class TrainSpec(Spec):
     augment: bool = False
     train_size: int | None = None
     precision: str = added("float32")
+    sam_rho: float = added(0.0)
+    sam_adaptive: bool = added(False)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train anything."""
@@ -65,6 +69,10 @@ class TrainSpec(Spec):
                 raise PruneLimitError(f"{name}={getattr(self, name)!r} must be at least {least}.")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise PruneLimitError(f"lr={self.lr!r} must be a positive number.")
+        if not (math.isfinite(self.sam_rho) and self.sam_rho >= 0):
+            raise PruneLimitError(f"sam_rho={self.sam_rho!r} must be zero or a positive number.")
+        if self.sam_adaptive and not self.sam_rho:
+            raise PruneLimitError("sam_adaptive=True changes nothing without a radius: set sam_rho above 0 as well.")
 
 
 def learning_rate(spec: TrainSpec, epoch: int) -> float:

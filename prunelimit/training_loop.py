@@ -18,6 +18,7 @@ from prunelimit.datasets import DeviceSplit
 from prunelimit.errors import PruneLimitError
 from prunelimit.models import match_masks
 from prunelimit.precision import training_rounding
+from prunelimit.sam import SharpnessAware
 from prunelimit.throughput import Forward, Runtime, StageClock, lay_out
 from prunelimit.train_spec import TrainSpec, learning_rate
 
@@ -72,6 +73,11 @@ class Loop:
         pairs = [(p, mask.to(p)) for p, mask in match_masks(model, masks or {})]
         self._masked: list[Tensor] = [p for p, _ in pairs]
         self._masks = [mask for _, mask in pairs]
+        self.sharpness = (
+            SharpnessAware(self.forward, self.parameters, pairs, spec.sam_rho, adaptive=spec.sam_adaptive)
+            if spec.sam_rho
+            else None
+        )
         self.history: list[dict[str, Any]] = []
         self.place = first % self.per_epoch
         self._random: dict[str, Tensor] = {}
@@ -184,17 +190,24 @@ class Loop:
             yield batch
 
     def _iterate(self, images: Tensor, labels: Tensor) -> None:
-        """Make one step of SGD on the loss, with L1 as its subgradient that is zero at zero."""
+        """Make one step of SGD on the loss, with L1 as its subgradient that is zero at zero.
+
+        With SAM, loss and accuracy are those at the weights, and the second pass counts as a part of the backward one.
+        """
         self.optimiser.zero_grad()
         loss, logits = self.forward(images, labels)
         self.clock.mark("forward")
         loss.backward()
+        if self.sharpness is not None:
+            self.sharpness(images, labels)
         self.clock.mark("backward")
         if self.spec.l1:
             with torch.no_grad():
                 moved: list[Tensor] = [p for p in self.parameters if p.grad is not None]
                 gradients = [p.grad for p in moved if p.grad is not None]
-                torch._foreach_add_(gradients, torch._foreach_sign(moved), alpha=self.spec.l1)
+                # On a CPU the sign of a real number takes several times as long as the same thing written for complex ones.
+                signs = torch._foreach_sign(moved) if moved[0].is_cuda else [p.sgn() for p in moved]
+                torch._foreach_add_(gradients, signs, alpha=self.spec.l1)
         self.optimiser.step()
         self._apply_masks()
         self.loss_sum += loss.detach() * len(labels)

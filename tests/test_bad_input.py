@@ -134,7 +134,7 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         r"^probes=-1",
     ),
     "unknown data set": (lambda: load_dataset("minst"), r"^dataset='minst'.*Did you mean 'mnist'"),
-    "unknown network": (lambda: build_model("resnet"), r"^model='resnet'.*Did you mean 'resnet20'"),
+    "unknown network": (lambda: build_model("resnet"), r"^model='resnet'.*Did you mean .resnet\d+."),
     "unknown network in training": (
         lambda: train(TrainSpec(dataset="digits", model="fc-5")),
         r"^model='fc-5'.*Did you mean 'fc5'",

@@ -217,12 +217,12 @@ _TASKS = (
         _paper(_RESNET50, curvature_examples=_LARGE),
     ),
     _large_task(
-        *("resnet18-tinyimagenet", "ResNet18 (64 px)"),
+        *("resnet18-tinyimagenet", "ResNet18-64"),
         _quick_convolutions("resnet18-quick", lr=0.1, schedule="cosine"),
         _paper(_on_tiny_imagenet(_RESNET18), curvature_examples=_LARGE),
     ),
     _large_task(
-        *("resnet50-tinyimagenet", "ResNet50 (64 px)"),
+        *("resnet50-tinyimagenet", "ResNet50-64"),
         _quick_convolutions("resnet50-quick", lr=0.1, schedule="cosine"),
         _paper(_on_tiny_imagenet(_RESNET50), curvature_examples=_LARGE),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from prunelimit.experiments.frames import Cell
 from prunelimit.experiments.prune import EXPERIMENT as PRUNE
 from prunelimit.experiments.runner import EXPERIMENT as LIMIT
 from prunelimit.experiments.store import load_record
+from prunelimit.training import TrainSpec
 
 #: Columns of :func:`prune_frame`.
 COLUMNS = (
@@ -141,6 +143,45 @@ def predicted_limits(comparisons: str | Sequence[str] | None, profile: str = "be
             if cells:
                 limits[title_of(one, name)] = float(np.mean([cell.limit.sparsity for cell in cells]))
     return limits
+
+
+def settings_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Say with which settings the rows of a frame were made.
+
+    Args:
+        frame: Output of :func:`prune_frame`.
+
+    Returns:
+        One line per network and row: how the dense network is trained, and the settings of the method.
+    """
+    rows = []
+    for name, profile in dict.fromkeys(zip(frame.comparison, frame.profile, strict=True)):
+        shown = set(frame.row[(frame.comparison == name) & (frame.profile == profile)])
+        for entry, spec in COMPARISONS[name].rows(profile, 0):
+            if entry.title in shown:
+                fields = {f.name: getattr(spec.settings, f.name) for f in dataclasses.fields(spec.settings)}
+                if fields.get("train") == spec.train:
+                    fields["train"] = "as the dense network"
+                words = [_in_words(key, value) for key, value in fields.items() if key != "seed"]
+                rows.append(
+                    {
+                        "network": title_of(COMPARISONS[name], profile),
+                        "method": entry.title,
+                        "dense network": _in_words("", spec.train),
+                        "settings": "; ".join(words) or "none",
+                    }
+                )
+    return pd.DataFrame(rows, columns=["network", "method", "dense network", "settings"])
+
+
+def _in_words(name: str, value: Any) -> str:
+    """Write a field of a spec; of a training, what matters."""
+    if not isinstance(value, TrainSpec):
+        return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+    rates = f"{value.schedule} at {', '.join(map(str, value.milestones))}" if value.milestones else value.schedule
+    penalties = "".join(f", {kind} {getattr(value, kind):g}" for kind in ("l1", "l2") if getattr(value, kind))
+    text = f"{value.epochs} epochs, batches of {value.batch_size}, rate {value.lr:g} {rates}{penalties}"
+    return f"{name}: {text}" if name else text
 
 
 def missing_networks(comparisons: str | Sequence[str] | None = None, seeds: Sequence[int] = (0, 1, 2)) -> pd.DataFrame:

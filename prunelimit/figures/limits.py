@@ -170,7 +170,8 @@ def _draw_marks(axis: Axes, limits: pd.DataFrame) -> None:
             label = None if level else LABELS[name]
             axis.plot([low, high], [height, height], color=COLOURS[name], linewidth=2.2, alpha=0.6)
             axis.plot(values.mean(), height, mark, color=COLOURS[name], markersize=8, label=label)
-    axis.set_yticks([-level for level in range(len(titles))], [title.replace(" on ", "\non ") for title in titles])
+    names = [title.replace(" stand-in on ", ", ").replace(" on ", ", ") for title in titles]
+    axis.set_yticks([-level for level in range(len(titles))], names, fontsize=9)
     axis.set_ylim(-len(titles) + 0.45, 0.55)
     axis.grid(visible=False, axis="y")
     percent_axis(axis)
@@ -186,7 +187,7 @@ def plot_answer(limits: pd.DataFrame) -> Figure:
     Returns:
         One row of marks per network; thin bars are intervals or the spread over seeds.
     """
-    figure, axes = new_figure(width=7.6, height=1.5 + 0.9 * limits.title.nunique())
+    figure, axes = new_figure(width=7.6, height=1.6 + 0.55 * limits.title.nunique())
     _draw_marks(axes[0, 0], limits)
     legend_below(figure, axes[0, 0])
     return figure
@@ -203,7 +204,8 @@ def plot_cover(limit: PruningLimit, title: str, limits: pd.DataFrame) -> Figure:
     Returns:
         Two panels: the crossing on the left, predictions and measurements of every network on the right.
     """
-    figure, axes = new_figure(1, 2, width=5.4, height=4.1)
+    height = max(4.1, 1.6 + 0.4 * limits.title.nunique())
+    figure, axes = new_figure(1, 2, width=5.4, height=height)
     left, right = axes[0]
     _draw_crossing(left, limit)
     percent_axis(left)
@@ -212,7 +214,7 @@ def plot_cover(limit: PruningLimit, title: str, limits: pd.DataFrame) -> Figure:
     _draw_marks(right, limits)
     right.set_title("prediction and practice", loc="left")
     for axis in (left, right):
-        axis.legend(loc="upper center", bbox_to_anchor=(0.45, -0.17), fontsize=9)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.45, -0.7 / height), fontsize=9)
     return figure
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.models.plain import VGG16, Shape, alexnet, mlp, vgg
+from prunelimit.models.regimes import densenet, draw_regime_weights, preresnet
 from prunelimit.models.residual import cifar_resnet, projection_resnet
 
 #: Hidden widths of the fully connected networks.
@@ -45,6 +46,14 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "resnet8-quick": lambda shape, classes: cifar_resnet(8, 6, shape[0], classes),
 }
 
+#: Networks of the three-regime paper and their stand-ins: they begin as in its released code, not as in the other paper's.
+REGIME_MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
+    "preresnet20": lambda shape, classes: preresnet(20, shape[0], classes),
+    "densenet40": lambda shape, classes: densenet(40, 12, shape[0], classes),
+    "preresnet8-quick": lambda shape, classes: preresnet(8, shape[0], classes, width=0.375),
+}
+MODELS |= REGIME_MODELS
+
 
 def build_model(
     name: str, *, input_shape: Shape = (3, 32, 32), num_classes: int = 10, seed: int | None = None
@@ -69,6 +78,9 @@ def build_model(
         raise PruneLimitError(f"input_shape={input_shape}, num_classes={num_classes}: every size must be at least 1.")
     model = MODELS[name](input_shape, num_classes)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
+    if name in REGIME_MODELS:
+        draw_regime_weights(model, generator)
+        return model
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)

@@ -132,3 +132,12 @@ def test_rank_correlation_and_share_of_what_is_left() -> None:
     assert one["rank correlation"] == "+1.00"
     assert (one["of what is left, dense"], one["of what is left, last"]) == ("50.0", "50.0")
     assert not np.isnan(float(one["rank correlation"]))
+
+
+def test_settings_are_told_for_the_rows_that_are_shown(some_records: dict[tuple[str, int, float], float]) -> None:
+    table = prune_frames.settings_table(prune_frames.prune_frame(NAME)).set_index("method")
+    assert list(table.index) == ["LOMP", "Rare Gems", "Rare Gems, no L2"]
+    assert table.loc["LOMP", "settings"] == "none"
+    assert "l1 0.001" in table.loc["LOMP", "dense network"]
+    assert "train as the dense network" in table.loc["Rare Gems", "settings"]
+    assert "l2_scores 0;" in table.loc["Rare Gems, no L2", "settings"]

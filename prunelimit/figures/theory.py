@@ -133,7 +133,9 @@ def plot_ball(frame: pd.DataFrame) -> Figure:
 def _titles(table: pd.DataFrame) -> dict[str, tuple[float, ...]]:
     """Give every network of a table a colour."""
     titles = list(dict.fromkeys(table.title))
-    return dict(zip(titles, (sns.color_palette("colorblind")[i] for i in (0, 1, 2, 4, 5, 8, 3, 6)), strict=False))
+    palette = sns.color_palette("colorblind") if len(titles) <= 8 else sns.color_palette("husl", len(titles))
+    order = (0, 1, 2, 4, 5, 8, 3, 6) if len(titles) <= 8 else range(len(titles))
+    return dict(zip(titles, (palette[i] for i in order), strict=False))
 
 
 def plot_scaled_weights(cells: Sequence[Cell], scaling: pd.DataFrame) -> Figure:

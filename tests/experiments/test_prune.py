@@ -63,15 +63,15 @@ def test_a_record_is_found_again(record: dict[str, Any]) -> None:
 
 
 def test_a_pruner_that_trains_goes_on_where_it_was_stopped() -> None:
+    assert run_prune(IMP, deadline=time.monotonic()) is None
     stops = 0
-    while (found := run_prune(IMP, deadline=time.monotonic() + 0.15)) is None:
+    while (found := run_prune(IMP, deadline=time.monotonic() + 0.05)) is None:
         stops += 1
         assert stops < 400
     again = dataclasses.replace(
         IMP, settings=dataclasses.replace(IMP.settings, rounds=5)
     )  # another name, the same rounds
     whole = run_prune(again)
-    assert stops > 0
     assert whole is not None
     names = ("kept", "test_loss", "train_loss", "layers", "epochs")
     assert [{k: n[k] for k in names} for n in found["networks"]] == [

@@ -74,7 +74,7 @@ def test_the_bound_is_above_the_dimension_and_errs_on_the_safe_side(found):
     assert (table.bound > table.dimension_low).all()
     assert (table.from_bound < table.limit_high).all()
     dense = table[table.exact.notna()]
-    assert len(dense) == 2
+    assert set(dense.title) >= {f"{name} stand-in on digits (quick)" for name in ("FC5", "FC12", "MLPNet")}
     assert (dense.from_bound < dense.exact).all()
     assert (table.zero <= table.negligible).all()
     assert (table.negligible <= table.below).all()

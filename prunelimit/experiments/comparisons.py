@@ -153,8 +153,10 @@ def _quick(task: Task) -> Grid:
     train = task.profiles["quick"].train
     deep = train.model == "fc12-quick"  # no normalisation to keep twelve layers in bounds
     plain = dataclasses.replace(train, l1=0.0, schedule="step", gamma=0.1, warmup_epochs=0)
-    rounds = dataclasses.replace(plain, epochs=40, lr=0.05 if deep else 0.1, milestones=(20, 30), l2=1e-3)
-    after = dataclasses.replace(plain, epochs=60, lr=0.05, milestones=(30, 45), l2=1e-4)
+    rounds = dataclasses.replace(plain, epochs=40, lr=0.1, milestones=(20, 30), l2=1e-3)
+    after = dataclasses.replace(plain, epochs=60, lr=0.02 if deep else 0.05, milestones=(30, 45), l2=1e-4)
+    if deep:
+        rounds = after
     search = dataclasses.replace(after, lr=1.0, schedule="cosine", milestones=(), l2=0.0)
     if not train.model.startswith("fc"):  # their epochs take ten times as long
         rounds = dataclasses.replace(rounds, epochs=20, milestones=(10, 15))

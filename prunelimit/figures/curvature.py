@@ -231,8 +231,10 @@ def plot_row_norms(panels: pd.DataFrame, checks: pd.DataFrame | None = None) -> 
 def _compare_rows(axis: Axes, checks: pd.DataFrame) -> None:
     """Draw estimated over exact norms of the sampled rows that are not zero."""
     there = checks[(checks.exact > checks.exact.max() * SMALLEST) & (checks.estimate > 0)]
-    styles = zip((_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK), "osD^vP*", strict=True)
-    for (title, part), (colour, marker) in zip(there.groupby("title", sort=False), styles, strict=False):
+    titles = list(dict.fromkeys(there.title))
+    colours = sns.color_palette("husl", len(titles)) if len(titles) > 8 else sns.color_palette("colorblind")
+    for number, (title, colour) in enumerate(zip(titles, colours, strict=False)):
+        part, marker = there[there.title == title], "osD^vP*<>hX"[number % 11]
         low, middle, high = (part[name] / part.exact for name in ("low", "estimate", "high"))
         spread = [middle - low, high - middle]
         axis.errorbar(part.exact, middle, spread, fmt=marker, color=colour, label=title, markersize=3, elinewidth=0.5)
@@ -244,4 +246,4 @@ def _compare_rows(axis: Axes, checks: pd.DataFrame) -> None:
     axis.set_xlabel("exact norm of a sampled row")
     axis.set_ylabel("estimated / exact")
     axis.set_title("The sampled rows, one by one", loc="left")
-    axis.legend(fontsize=8, loc="upper left")
+    axis.legend(fontsize=8 if len(titles) < 6 else 5, loc="upper left", ncols=1 if len(titles) < 6 else 2)

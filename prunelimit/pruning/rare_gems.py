@@ -65,6 +65,8 @@ class RareGemsSpec(TrainingPrunerSpec):
             raise PruneLimitError(f"l2_scores={self.l2_scores!r} must be zero or a positive number.")
         if self.search.l1 or self.search.l2:
             raise PruneLimitError("search has l1 or l2 above zero: set both to 0 and use l2_scores.")
+        if self.search.sam_rho:
+            raise PruneLimitError(f"search has sam_rho={self.search.sam_rho!r}: set it to 0, scores have no sharpness.")
         if self.search.epochs < 1:
             raise PruneLimitError("search has epochs=0: give the scores at least one epoch.")
 

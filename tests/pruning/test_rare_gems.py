@@ -230,6 +230,7 @@ def test_it_beats_random_masks_with_the_same_training(digits: Dataset) -> None:
         ({"l2_scores": math.inf}, "l2_scores"),
         ({"search": dataclasses.replace(TRAIN, l2=1e-4)}, "l2_scores"),
         ({"search": dataclasses.replace(TRAIN, epochs=0)}, "epochs=0"),
+        ({"search": dataclasses.replace(TRAIN, sam_rho=0.1)}, "sam_rho"),
         ({"search": None}, "TrainSpec"),
     ],
 )

@@ -112,11 +112,11 @@ def test_epochs_are_counted(data: DeviceSplit) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_deadline_interrupts_and_the_next_call_goes_on(method: str, data: DeviceSplit, tmp_path: Path) -> None:
     straight = prune(method, data)
-    found, interruptions, budget = None, 0, 0.01
+    found, interruptions, budget = None, 0, 0.0
     while found is None:
         found = prune(method, data, folder=tmp_path, deadline=time.monotonic() + budget)
-        interruptions, budget = interruptions + (found is None), budget * 1.4
-    assert interruptions >= 2
+        interruptions, budget = interruptions + (found is None), 0.002 + budget * 1.4
+    assert interruptions >= 1
     assert same(found, straight)
 
 

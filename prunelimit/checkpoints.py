@@ -109,6 +109,23 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
         ) from error
 
 
+def check_settings(folder: Path, metadata: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuse a checkpoint that another run has left.
+
+    Args:
+        folder: Folder of the run.
+        metadata: What the checkpoint says.
+        settings: What it has to say, by name.
+
+    Raises:
+        PruneLimitError: If it says something else.
+    """
+    if any(metadata.get(name) != value for name, value in settings.items()):
+        raise PruneLimitError(
+            f"folder={str(folder)!r} holds a run with other settings: give each run a folder of its own."
+        )
+
+
 def _assemble(layouts: dict[str, dict[str, Any]], pieces: dict[str, Tensor]) -> dict[str, Tensor]:
     """Join the pieces of each tensor in their order."""
     parts: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in layouts}

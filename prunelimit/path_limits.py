@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunelimit.curvature.operator import Batches, CurvatureOperator, LossFunction, mean_loss
 from prunelimit.errors import PruneLimitError
 from prunelimit.limit import PruningLimit, check_epsilon, dense_loss
+from prunelimit.pruning.measured import Memo, no_memo
 from prunelimit.pruning.paths import PruningPath
 
 
@@ -53,6 +54,7 @@ def search_limit(
     epsilon: float,
     tolerance: float,
     examples: int,
+    memo: Memo = no_memo,
 ) -> PruningLimit:
     """Bisect a rise of the loss for epsilon and report the bracket as the interval.
 
@@ -63,6 +65,7 @@ def search_limit(
         epsilon: Tolerated rise of the loss.
         tolerance: Width of the bracket in sparsity at which bisection stops.
         examples: Number of examples behind the rise, for the report.
+        memo: Remembers each rise, so that an interrupted search goes on.
 
     Returns:
         The limit, with every rise on its curve and the cost left open.
@@ -72,7 +75,11 @@ def search_limit(
     """
     check_epsilon(epsilon)
     check_tolerance(tolerance)
-    low, high, points = _bisect(rise, epsilon, tolerance)
+
+    def remembered(sparsity: float) -> float:
+        return float(memo(f"{method} {sparsity:.6f}", lambda: rise(sparsity)))
+
+    low, high, points = _bisect(remembered, epsilon, tolerance)
     last = len(path.distance) - 1
     radius = [float(path.distance[math.ceil(s * last)]) for s, _ in points]
     curve = pd.DataFrame({"sparsity": [s for s, _ in points], "radius": radius, "rise": [r for _, r in points]})
@@ -99,6 +106,7 @@ def directional_limit(
     *,
     gradient: Tensor | None = None,
     tolerance: float = 0.001,
+    memo: Memo = no_memo,
 ) -> PruningLimit:
     """Solve g'd + d'Hd / 2 = epsilon along the pruning path, d = w(s) - w*.
 
@@ -110,6 +118,7 @@ def directional_limit(
         epsilon: Tolerated rise of the loss.
         gradient: ``(D,)`` gradient from more data than the Hessian is made of; by default the operator's own.
         tolerance: Width of the bracket at which bisection stops.
+        memo: Remembers each rise, so that an interrupted search goes on.
 
     Returns:
         The limit; its interval is the bracket, which holds no error from the choice of the data.
@@ -122,7 +131,7 @@ def directional_limit(
         curved = (operator @ step).double()
         return float(slope @ step.double() + step.double() @ curved / 2)
 
-    limit = search_limit("directional", rise, path, epsilon, tolerance, operator.examples)
+    limit = search_limit("directional", rise, path, epsilon, tolerance, operator.examples, memo)
     limit.cost = {"products": operator.products - before, "seconds": time.monotonic() - start}
     return limit
 
@@ -137,6 +146,7 @@ def measured_limit(
     epsilon: float,
     *,
     tolerance: float = 0.001,
+    memo: Memo = no_memo,
 ) -> PruningLimit:
     """Prune for real, evaluate for real; the weights are put back whatever happens.
 
@@ -148,6 +158,7 @@ def measured_limit(
         parameters: The prunable parameters by name, in the order of the path.
         epsilon: Tolerated rise of the loss.
         tolerance: Width of the bracket in sparsity at which bisection stops.
+        memo: Remembers each rise, so that an interrupted search goes on.
 
     Returns:
         The limit of one-shot pruning; its interval is the bracket.
@@ -172,7 +183,7 @@ def measured_limit(
         return mean_loss(model, loss_fn, batches)[0] - dense
 
     try:
-        limit = search_limit("measured", rise, path, epsilon, tolerance, sum(len(t) for _, t in batches))
+        limit = search_limit("measured", rise, path, epsilon, tolerance, sum(len(t) for _, t in batches), memo)
     finally:
         restore()
     limit.cost = {"products": 0, "evaluations": len(limit.curve) + 1, "seconds": time.monotonic() - start}

@@ -28,6 +28,11 @@ def added(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"added": True})
 
 
+def part_seed(seed: int, number: int) -> int:
+    """Derive the seed of one epoch, stage or other part from that of the whole, so that a part resumed is the same part."""
+    return (seed * 1_000_003 + number) % 2**63
+
+
 def _plain(spec: Spec) -> dict[str, Any]:
     """Give the fields with their values, nested specs likewise, without later fields that are at their default."""
     found = {}

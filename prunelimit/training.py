@@ -90,6 +90,28 @@ def evaluate(model: nn.Module, data: DeviceSplit, batch_size: int = 2000) -> tup
     return float(loss) / len(data), int(right) / len(data)
 
 
+#: What :func:`evaluate` gives for the training split, and then for the test split.
+MEASURES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+
+
+def evaluate_both(model: nn.Module, train: DeviceSplit, test: DeviceSplit) -> dict[str, float]:
+    """Measure loss and accuracy on both splits, as :func:`evaluate` does, by the names in ``MEASURES``."""
+    return dict(zip(MEASURES, [*evaluate(model, train), *evaluate(model, test)], strict=True))
+
+
+def initial_network(spec: TrainSpec, dataset: Dataset) -> nn.Module:
+    """Build the network that a training begins with, on the CPU; its weights follow from the seed.
+
+    Args:
+        spec: The training.
+        dataset: Its data set.
+
+    Returns:
+        The network.
+    """
+    return build_model(spec.model, input_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=spec.seed)
+
+
 class _Keeper:
     """Decides when a training is saved and when it has to stop."""
 
@@ -232,8 +254,7 @@ def train(
         from there, to the same result, bit for bit on the same CPU.
     """
     dataset = dataset or load_dataset(spec.dataset)
-    model = build_model(spec.model, input_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=spec.seed)
-    model.to(device)
+    model = initial_network(spec, dataset).to(device)
     folder = folder or cache_folder() / "checkpoints" / spec.hash
     data, test = dataset.on_device("train", device, spec.train_size), dataset.on_device("test", device)
     history = fit(model, data, spec, test=test, folder=folder, deadline=deadline, progress=progress, runtime=runtime)

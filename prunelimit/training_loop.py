@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunelimit.checkpoints import load_checkpoint, save_checkpoint
+from prunelimit.checkpoints import check_settings, load_checkpoint, save_checkpoint
 from prunelimit.datasets import DeviceSplit
 from prunelimit.errors import PruneLimitError
 from prunelimit.models import match_masks
 from prunelimit.precision import training_rounding
 from prunelimit.sam import SharpnessAware
+from prunelimit.specs import part_seed
 from prunelimit.throughput import Forward, Runtime, StageClock, lay_out
 from prunelimit.train_spec import TrainSpec, learning_rate
 
@@ -132,7 +133,7 @@ class Loop:
             PruneLimitError: If the loss is not finite.
         """
         spec, device, since = self.spec, self.data.device, time.monotonic()
-        seed = (spec.seed * 1_000_003 + self.number) % 2**63
+        seed = part_seed(spec.seed, self.number)
         self.optimiser.param_groups[0]["lr"] = learning_rate(spec, self.number)
         self.model.train()
         with _own_random_state(device), training_rounding(spec.precision, device):
@@ -252,10 +253,7 @@ class Loop:
         if found is None:
             return
         tensors, metadata = found
-        if metadata["spec"] != self.spec.to_dict():
-            raise PruneLimitError(
-                f"folder={str(folder)!r} holds a run with other settings: give each run a folder of its own."
-            )
+        check_settings(folder, metadata, {"spec": self.spec.to_dict()})
         self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         for i, p in enumerate(self.parameters):
             if f"momentum.{i}" in tensors:

@@ -24,12 +24,11 @@ from torch import Tensor, nn
 from prunelimit.datasets import Dataset, DeviceSplit, load_dataset
 from prunelimit.errors import PruneLimitError
 from prunelimit.files import cache_folder
-from prunelimit.models import build_model
 from prunelimit.progress import ProgressLine
 from prunelimit.threads import suited_threads
 from prunelimit.throughput import Runtime
 from prunelimit.train_spec import TrainSpec
-from prunelimit.training import TrainedModel, evaluate, fit
+from prunelimit.training import TrainedModel, evaluate, fit, initial_network
 from prunelimit.training_loop import Loop
 from prunelimit.training_stack import Masks, Member, Stack, mlp_layers
 
@@ -277,7 +276,7 @@ def _own_folders(
 
 def _build(spec: TrainSpec, dataset: Dataset, state: dict[str, Tensor] | None = None) -> nn.Module:
     """Build a network with its initial weights."""
-    model = build_model(spec.model, input_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=spec.seed)
+    model = initial_network(spec, dataset)
     if state is not None:
         model.load_state_dict(state)
     return model

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from prunelimit.datasets import DeviceSplit, crop_and_flip
 from prunelimit.precision import training_rounding
+from prunelimit.specs import part_seed
 from prunelimit.train_spec import TrainSpec, learning_rate
 from prunelimit.training_loop import Loop
 
@@ -111,7 +112,7 @@ class Stack:
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             training_rounding(specs[0].precision, device),
         ):
-            seeds = [(spec.seed * 1_000_003 + number) % 2**63 for spec in specs]  # as in Loop
+            seeds = [part_seed(spec.seed, number) for spec in specs]
             torch.manual_seed(seeds[0] + 2)  # dropout
             crops = [torch.Generator(device).manual_seed(seed + 1) for seed in seeds] if specs[0].augment else []
             orders = [torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)) for seed in seeds]

@@ -15,7 +15,7 @@ from prunelimit.experiments.distributions import (
     DistributionsSpec,
     magnitude_edges,
 )
-from prunelimit.experiments.frames import Cell, load_cells
+from prunelimit.experiments.frames import network_title
 from prunelimit.experiments.runner import EXPERIMENT as LIMIT
 from prunelimit.experiments.store import load_record
 from prunelimit.training import learning_rate
@@ -56,8 +56,8 @@ class Weights:
 
     @property
     def title(self) -> str:
-        """Name of the network, the data it saw and the profile, as :class:`~prunelimit.experiments.frames.Cell` has it."""
-        return Cell(self.task, self.profile, self.spec.seeds[0], self.task.spec(self.profile, 0), {}).title
+        """Name of the network, the data it saw and the profile."""
+        return network_title(self.task.title, self.spec.train.dataset, self.profile)
 
     @property
     def penalty_step(self) -> float:
@@ -106,18 +106,6 @@ def _most_seeds(task: Task, profile: str, seeds: Sequence[int]) -> Weights | Non
         if record := load_record(EXPERIMENT, spec):
             return Weights(task, profile, spec, record)
     return None
-
-
-def load_limits(
-    tasks: str | Sequence[str] | None = None, profile: str = "quick", seeds: Sequence[int] = (0, 1, 2)
-) -> list[Cell]:
-    """Load the recorded limits of the best profile of each task and beside them those of ``profile``, ordered by task."""
-    cells = []
-    for task in find_tasks(tasks):
-        best = load_cells(task.name, "best", seeds)
-        extra = load_cells(task.name, profile, seeds)
-        cells += best + [cell for cell in extra if cell.profile not in {c.profile for c in best}]
-    return cells
 
 
 def density_frame(found: Sequence[Weights]) -> pd.DataFrame:

@@ -20,15 +20,14 @@ import torch
 from scipy.special import gammaln
 from torch import nn
 
-from prunelimit.datasets import Dataset, load_dataset
+from prunelimit.datasets import load_dataset
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.runner import round_significant
 from prunelimit.experiments.specs import TrainedSpec
 from prunelimit.experiments.store import load_record, provenance, save_record
-from prunelimit.models import build_model
 from prunelimit.pruning.magnitude import flatten, prunable_parameters
 from prunelimit.threads import suited_threads
-from prunelimit.training import TrainSpec, train
+from prunelimit.training import TrainSpec, initial_network, train
 
 EXPERIMENT = "distributions"
 
@@ -355,7 +354,7 @@ def run_distributions(
         if len(trained.history) < run.epochs:
             return None
         weights["trained", run.seed] = sorted_weights(trained.model)
-        weights["initial", run.seed] = sorted_weights(_untrained(run, dataset))
+        weights["initial", run.seed] = sorted_weights(initial_network(run, dataset))
         with suited_threads(trained.model):
             source = provenance(device, torch.get_num_threads())
     start = time.perf_counter()
@@ -376,11 +375,6 @@ def run_distributions(
     }
     save_record(EXPERIMENT, spec, record)
     return json.loads(json.dumps(record))
-
-
-def _untrained(run: TrainSpec, dataset: Dataset) -> nn.Module:
-    """Build the network that a training begins with."""
-    return build_model(run.model, input_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=run.seed)
 
 
 def _compare_all(weights: dict[tuple[str, int], np.ndarray], spec: DistributionsSpec) -> list[dict[str, Any]]:

@@ -46,6 +46,11 @@ def fine_distance(record: dict[str, Any]) -> np.ndarray:
     return np.interp(np.linspace(0, 1, FINE_GRID), np.linspace(0, 1, len(radius)), radius)
 
 
+def network_title(network: str, dataset: str, profile: str) -> str:
+    """Name a network, the data it saw and the profile, as all tables and figures do."""
+    return f"{network}{' stand-in' if profile == 'quick' else ''} on {dataset} ({profile})"
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One recorded run of the catalogue.
@@ -88,8 +93,7 @@ class Cell:
     @property
     def title(self) -> str:
         """Name of the network, the data it saw and the profile."""
-        stand_in = " stand-in" if self.profile == "quick" else ""
-        return f"{self.task.title}{stand_in} on {self.spec.train.dataset} ({self.profile})"
+        return network_title(self.task.title, self.spec.train.dataset, self.profile)
 
 
 def load_cells(
@@ -133,10 +137,12 @@ def load_cells(
     return cells
 
 
-def beside(tasks: str | Sequence[str] | None, profile: str, seeds: Sequence[int]) -> list[Cell]:
-    """Return the best recorded cells and, beside them, those of ``profile``, run now if they have no record."""
+def beside(
+    tasks: str | Sequence[str] | None, profile: str, seeds: Sequence[int], *, run_missing: bool = True
+) -> list[Cell]:
+    """Return the best recorded cells and, beside them, those of ``profile``; quick ones without a record run now if wanted."""
     best = load_cells(tasks, "best", seeds)
-    extra = load_cells(tasks, profile, seeds, run_missing=profile == "quick")
+    extra = load_cells(tasks, profile, seeds, run_missing=run_missing and profile == "quick")
     known = {cell.spec.hash for cell in best}
     cells = best + [cell for cell in extra if cell.spec.hash not in known]
     order = [task.name for task in find_tasks(tasks)]
@@ -194,6 +200,14 @@ def limits_frame(cells: Sequence[Cell]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def in_percent(values: pd.Series) -> str:
+    """Write fractions as their mean and, of several, their standard deviation, in per cent; "—" if there are none."""
+    there = values.dropna() * 100
+    if there.empty:
+        return "—"
+    return f"{there.mean():.1f}" + (f" ± {there.std(ddof=1):.1f}" if len(there) > 1 else "")
+
+
 def mean_and_spread(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Average columns over seeds.
 
@@ -204,16 +218,9 @@ def mean_and_spread(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame
     Returns:
         One row per task and profile; each column as text, mean and standard deviation over seeds in per cent, or "—".
     """
-
-    def text(values: pd.Series) -> str:
-        there = values.dropna() * 100
-        if there.empty:
-            return "—"
-        return f"{there.mean():.1f}" + (f" ± {there.std(ddof=1):.1f}" if len(there) > 1 else "")
-
     keys = ["title", "profile"]
     grouped = frame.groupby(keys, sort=False)
-    table = grouped[list(columns)].agg(text)
+    table = grouped[list(columns)].agg(in_percent)
     table.insert(0, "seeds", grouped.size())
     return table.reset_index().drop(columns="profile").rename(columns={"title": "network, data, profile"})
 

@@ -28,7 +28,7 @@ from prunelimit.pruning.magnitude import MagnitudePath, flatten
 from prunelimit.pruning.measured import fine_tuned_limit, largest_sparsity
 from prunelimit.refit import refit_limit
 from prunelimit.threads import suited_threads
-from prunelimit.training import evaluate
+from prunelimit.training import MEASURES, evaluate
 
 EXPERIMENT = "ladder"
 
@@ -111,8 +111,7 @@ def _climb(spec: LadderSpec, ready: Prepared, steps: Steps) -> dict[str, Any]:
     model, data, sample = ready.model, ready.data, ready.sample
     test = ready.dataset.on_device("test", data.device)
     path = MagnitudePath(model)
-    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
-    dense = dict(zip(names, steps("dense", lambda: [*evaluate(model, data), *evaluate(model, test)]), strict=True))
+    dense = dict(zip(MEASURES, steps("dense", lambda: [*evaluate(model, data), *evaluate(model, test)]), strict=True))
     epsilon = float(steps("epsilon", lambda: default_epsilon(model, cross_entropy, list(data.batches(128)))))
     on_cpu = copy.deepcopy(model).cpu(), tuple(part.cpu() for part in sample)
     loss = _Loss(on_cpu[0], path, on_cpu[1])  # type: ignore[arg-type]

@@ -37,6 +37,20 @@ class Prepared:
     sample: tuple[Tensor, Tensor]
 
 
+def curvature_sample(data: DeviceSplit, examples: int | None, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw the images behind a curvature, others for every seed of the training.
+
+    Args:
+        data: The training split.
+        examples: How many; a smaller sample is part of a larger one. ``None`` for all, in their order.
+        seed: Seed of the training.
+
+    Returns:
+        Normalised inputs and targets.
+    """
+    return data.tensors(examples, None if examples is None else torch.Generator().manual_seed(seed))
+
+
 def prepare(spec: _OnTrained, device: str, deadline: float | None, progress: bool | None) -> Prepared | None:
     """Train the network of a spec, or load its checkpoint, and draw its sample.
 
@@ -54,6 +68,5 @@ def prepare(spec: _OnTrained, device: str, deadline: float | None, progress: boo
     if len(trained.history) < spec.train.epochs:
         return None
     data = dataset.on_device("train", device, spec.train.train_size)
-    generator = torch.Generator().manual_seed(spec.train.seed)  # another sample of images for every seed
-    sample = data.tensors(spec.examples, None if spec.examples is None else generator)
+    sample = curvature_sample(data, spec.examples, spec.train.seed)
     return Prepared(dataset, trained.model, data, sample)

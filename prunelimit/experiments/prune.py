@@ -18,16 +18,12 @@ from prunelimit.experiments.prune_specs import PruneSpec
 from prunelimit.experiments.runner import OutOfTime, Steps
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder
-from prunelimit.models import build_model
 from prunelimit.pruning.magnitude import prunable_parameters, removed_count
 from prunelimit.pruning.methods import find_method
 from prunelimit.threads import suited_threads
-from prunelimit.training import evaluate, train
+from prunelimit.training import evaluate_both, initial_network, train
 
 EXPERIMENT = "prune"
-
-#: What is measured of a network, in the order of :func:`~prunelimit.training.evaluate`.
-MEASURES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
 def run_prune(
@@ -62,8 +58,7 @@ def run_prune(
     data, test = dataset.on_device("train", device, spec.train.train_size), dataset.on_device("test", device)
     start_network = trained.model
     if method.spec.begins == "initial":
-        shape, classes, seed = dataset.image_shape, dataset.num_classes, spec.train.seed
-        start_network = build_model(spec.train.model, input_shape=shape, num_classes=classes, seed=seed).to(device)
+        start_network = initial_network(spec.train, dataset).to(device)
     folder = cache_folder() / "pruned" / spec.hash
     steps = Steps(folder / "steps.json", deadline)
 
@@ -84,7 +79,7 @@ def run_prune(
             )
         return {
             "sparsity": sparsity,
-            **dict(zip(MEASURES, [*evaluate(network, data), *evaluate(network, test)], strict=True)),
+            **evaluate_both(network, data, test),
             "kept": kept,
             "layers": {name: k / n for name, (n, k) in counts.items()},
             "epochs": pruned.epochs,
@@ -101,7 +96,7 @@ def run_prune(
             "data": dataset.digests,
             "provenance": provenance(device, torch.get_num_threads()),
             "seconds": {"train": round(sum(e["seconds"] for e in trained.history), 1)},
-            "dense": dict(zip(MEASURES, [*evaluate(trained.model, data), *evaluate(trained.model, test)], strict=True)),
+            "dense": evaluate_both(trained.model, data, test),
             "total": sum(p.numel() for p in prunable_parameters(trained.model).values()),
             "epochs": spec.train.epochs,
             "networks": networks,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,8 @@ from scipy import stats
 
 from prunelimit.experiments.catalogue import PROFILES, TASKS
 from prunelimit.experiments.comparisons import COMPARISONS, Comparison, find_comparisons
-from prunelimit.experiments.frames import Cell
+from prunelimit.experiments.frames import in_percent, load_cells, network_title
 from prunelimit.experiments.prune import EXPERIMENT as PRUNE
-from prunelimit.experiments.runner import EXPERIMENT as LIMIT
 from prunelimit.experiments.store import load_record
 from prunelimit.training import TrainSpec
 
@@ -44,20 +43,37 @@ def prune_frame(
     Returns:
         One row per network, with the columns of ``COLUMNS``.
     """
+    return pd.DataFrame(best_rows(comparisons, profile, seeds, _recorded), columns=list(COLUMNS))
+
+
+def best_rows(
+    comparisons: str | Sequence[str] | None,
+    profile: str,
+    seeds: Sequence[int],
+    recorded: Callable[[Comparison, str, int], list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """Collect the rows of some comparisons, each in one profile.
+
+    Args:
+        comparisons: Names of comparisons; ``None`` for all.
+        profile: A profile, or ``"best"`` for the most faithful one that has any rows.
+        seeds: Training seeds.
+        recorded: Gives the rows of a comparison, a profile and a seed that have a record.
+
+    Returns:
+        The rows, ordered by comparison and seed.
+    """
     rows: list[dict[str, Any]] = []
     for one in find_comparisons(comparisons):
-        for name in PROFILES if profile == "best" else [profile]:
-            found = [row for seed in seeds for row in _recorded(one, name, seed)]
-            rows += found
-            if found:
-                break
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+        profiles = PROFILES if profile == "best" else [profile]
+        found = ([row for seed in seeds for row in recorded(one, name, seed)] for name in profiles)
+        rows += next(filter(None, found), [])
+    return rows
 
 
 def title_of(one: Comparison, profile: str) -> str:
-    """Name of the network, the data it saw and the profile, as :class:`~prunelimit.experiments.frames.Cell` has it."""
-    data = one.profiles[profile].entries[0].train.dataset
-    return f"{one.title}{' stand-in' if profile == 'quick' else ''} on {data} ({profile})"
+    """Name of the network, the data it saw and the profile."""
+    return network_title(one.title, one.profiles[profile].entries[0].train.dataset, profile)
 
 
 def _recorded(one: Comparison, profile: str, seed: int) -> list[dict[str, Any]]:
@@ -89,11 +105,6 @@ def _recorded(one: Comparison, profile: str, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _spread(values: pd.Series) -> str:
-    there = values.dropna() * 100
-    return f"{there.mean():.1f}" + (f" ± {there.std(ddof=1):.1f}" if len(there) > 1 else "")
-
-
 def prune_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Lay out test accuracies, one line per network and method, one column per sparsity.
 
@@ -107,11 +118,11 @@ def prune_table(frame: pd.DataFrame) -> pd.DataFrame:
     if frame.empty:
         return pd.DataFrame(columns=["network, data, profile", "method", "dense"])
     keys = ["title", "row"]
-    table = frame.groupby([*keys, "sparsity"], sort=False).test_accuracy.agg(_spread).unstack("sparsity")
+    table = frame.groupby([*keys, "sparsity"], sort=False).test_accuracy.agg(in_percent).unstack("sparsity")
     columns = sorted(table.columns)
     table = table[columns].fillna("—")
     table.columns = pd.Index([f"{sparsity:.4g}" for sparsity in columns])
-    dense = frame.drop_duplicates([*keys, "seed"]).groupby(keys, sort=False).dense_accuracy.agg(_spread)
+    dense = frame.drop_duplicates([*keys, "seed"]).groupby(keys, sort=False).dense_accuracy.agg(in_percent)
     table.insert(0, "dense", dense)
     table["epochs"] = pd.Series({key: _epochs(rows) for key, rows in frame.groupby(keys)})
     table.insert(0, "seeds", frame.groupby(keys).seed.nunique())
@@ -135,11 +146,7 @@ def predicted_limits(comparisons: str | Sequence[str] | None, profile: str = "be
     limits = {}
     for one in find_comparisons(comparisons):
         for name in PROFILES if profile == "best" else [profile]:
-            if name not in one.profiles or one.name not in TASKS or name not in TASKS[one.name].profiles:
-                continue
-            task = TASKS[one.name]
-            specs = [(seed, task.spec(name, seed)) for seed in (0, 1, 2)]
-            cells = [Cell(task, name, seed, spec, r) for seed, spec in specs if (r := load_record(LIMIT, spec))]
+            cells = load_cells(one.name, name) if name in one.profiles and one.name in TASKS else []
             if cells:
                 limits[title_of(one, name)] = float(np.mean([cell.limit.sparsity for cell in cells]))
     return limits

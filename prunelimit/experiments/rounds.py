@@ -14,18 +14,17 @@ from prunelimit.curvature import HessianOperator, spectrum
 from prunelimit.curvature.active import ActiveOperator
 from prunelimit.datasets import DeviceSplit, load_dataset
 from prunelimit.errors import PruneLimitError
-from prunelimit.experiments.prune import MEASURES
+from prunelimit.experiments.prepare import curvature_sample
 from prunelimit.experiments.prune_specs import RoundsSpec
 from prunelimit.experiments.runner import OutOfTime, Steps, as_plain, recorded_distance
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder
 from prunelimit.limit import default_epsilon
-from prunelimit.models import build_model
 from prunelimit.predict import predict_limit
 from prunelimit.pruning.iterative import IterativeSpec, Round, iterative_rounds
 from prunelimit.pruning.magnitude import MagnitudePath, flatten
 from prunelimit.threads import suited_threads
-from prunelimit.training import evaluate
+from prunelimit.training import evaluate_both, initial_network
 
 EXPERIMENT = "rounds"
 
@@ -60,8 +59,7 @@ def run_rounds(
         raise PruneLimitError(f"method={spec.method!r} has no rounds: use 'iterative'.")
     dataset = load_dataset(spec.train.dataset)
     data, test = dataset.on_device("train", device, spec.train.train_size), dataset.on_device("test", device)
-    shape, classes, seed = dataset.image_shape, dataset.num_classes, spec.train.seed
-    initial = build_model(spec.train.model, input_shape=shape, num_classes=classes, seed=seed).to(device)
+    initial = initial_network(spec.train, dataset).to(device)
     folder = cache_folder() / "rounds" / spec.hash
     steps = Steps(folder / "steps.json", deadline)
     found = []
@@ -103,8 +101,7 @@ def _limits(
 ) -> dict[str, Any]:
     """Measure one network, and compute its limits: fractions of all D weights, those that are gone already included."""
     model, name = one.model, f"round {one.number}"
-    generator = torch.Generator().manual_seed(spec.train.seed)
-    sample = data.tensors(spec.examples, None if spec.examples is None else generator)
+    sample = curvature_sample(data, spec.examples, spec.train.seed)
 
     def probe() -> dict[str, Any]:
         operator = kept_operator(model, sample, one.masks)
@@ -117,12 +114,9 @@ def _limits(
         whole = list(data.batches(2000))
         return as_plain(predict_limit(model, cross_entropy, whole, epsilon=epsilon, method="measured"))
 
-    def dense() -> list[float]:
-        return [*evaluate(model, data), *evaluate(model, test)]
-
     path = MagnitudePath(model)
     return {
-        **dict(zip(MEASURES, steps(f"{name} evaluated", dense), strict=True)),
+        **steps(f"{name} evaluated", lambda: evaluate_both(model, data, test)),
         "total": path.total,
         "radius": recorded_distance(path),
         "measured": steps(f"{name} measured", measured),

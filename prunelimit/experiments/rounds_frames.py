@@ -9,10 +9,9 @@ import pandas as pd
 from scipy import stats
 
 from prunelimit.curvature.quadrature import Spectrum
-from prunelimit.experiments.catalogue import PROFILES
 from prunelimit.experiments.comparisons import Comparison, find_comparisons
 from prunelimit.experiments.frames import fine_distance
-from prunelimit.experiments.prune_frames import origin_of, title_of
+from prunelimit.experiments.prune_frames import best_rows, origin_of, title_of
 from prunelimit.experiments.rounds import EXPERIMENT
 from prunelimit.experiments.store import load_record
 from prunelimit.limit import formula_limit
@@ -38,16 +37,12 @@ def rounds_frame(
         One row per round: ``sparsity`` is what the rounds have removed, the limits ``formula`` with ``low`` and ``high`` and
         ``measured`` are fractions of all weights, those already removed included.
     """
-    rows: list[dict[str, Any]] = []
-    for one in find_comparisons(comparisons):
-        for name in PROFILES if profile == "best" else [profile]:
-            found = [
-                row for seed in seeds for spec in one.rounds_specs(name, seed) for row in _rows(one, name, seed, spec)
-            ]
-            rows += found
-            if found:
-                break
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(best_rows(comparisons, profile, seeds, _recorded), columns=list(COLUMNS))
+
+
+def _recorded(one: Comparison, profile: str, seed: int) -> list[dict[str, Any]]:
+    """Give the rounds of one comparison, profile and seed that have a record."""
+    return [row for spec in one.rounds_specs(profile, seed) for row in _rows(one, profile, seed, spec)]
 
 
 def _rows(one: Comparison, profile: str, seed: int, spec: Any) -> list[dict[str, Any]]:

@@ -12,28 +12,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from prunelimit.curvature import HessianOperator, spectrum
 from prunelimit.curvature.lanczos import basis_bytes
-from prunelimit.curvature.operator import mean_loss
 from prunelimit.curvature.reduce import reduced_operator
 from prunelimit.curvature.slq import SAVE_EVERY
 from prunelimit.datasets import DeviceSplit, load_dataset
 from prunelimit.errors import PruneLimitError
+from prunelimit.experiments.prepare import curvature_sample
 from prunelimit.experiments.specs import LimitSpec
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder, write_json
-from prunelimit.limit import CURVE_POINTS, PruningLimit, default_epsilon, dense_loss, exact_limit
-from prunelimit.path_limits import search_limit
+from prunelimit.limit import CURVE_POINTS, PruningLimit, default_epsilon, exact_limit
+from prunelimit.path_limits import directional_limit, measured_limit
 from prunelimit.precision import full_float32
 from prunelimit.pruning.adaptive import adaptive_sweep
-from prunelimit.pruning.magnitude import MagnitudePath
-from prunelimit.pruning.measured import fine_tuned_limit, largest_sparsity, pruned_copy, sweep
+from prunelimit.pruning.magnitude import MagnitudePath, prunable_parameters
+from prunelimit.pruning.measured import fine_tuned_limit, largest_sparsity, sweep
 from prunelimit.threads import suited_threads
 from prunelimit.throughput import Runtime, throughput
-from prunelimit.training import WRITE_SPEED, OutOfTime, TrainedModel, TrainSpec, evaluate, train
+from prunelimit.training import MEASURES, WRITE_SPEED, OutOfTime, TrainedModel, TrainSpec, evaluate, train
 
 __all__ = ["OutOfTime", "Steps", "as_plain", "check_seeds", "recorded_distance", "round_significant", "run_limit"]
 
@@ -222,15 +222,26 @@ def _measure(
     """Fill the record's body, one remembered step after the other."""
     model = trained.model
     path = MagnitudePath(model)
-    generator = torch.Generator().manual_seed(spec.train.seed)  # another sample of images for every seed
-    sample = data.tensors(spec.curvature_examples, None if spec.curvature_examples is None else generator)
+    sample = curvature_sample(data, spec.curvature_examples, spec.train.seed)
     whole = list(data.batches(2000))
     unfinished = steps.path.parent / UNFINISHED
 
     dense = steps("dense", lambda: [*evaluate(model, data), *evaluate(model, test)])
-    dense = dict(zip(("train_loss", "train_accuracy", "test_loss", "test_accuracy"), dense, strict=True))
+    dense = dict(zip(MEASURES, dense, strict=True))
     epsilon = steps("epsilon", lambda: default_epsilon(model, cross_entropy, list(data.batches(128))))
-    curves = _PathSteps(model, path, sample, whole, epsilon, steps)
+
+    def directional() -> dict[str, Any]:
+        # A sample's gradient is mostly noise where the whole one nearly vanishes, so all images have a say in it.
+        gradient = HessianOperator(model, cross_entropy, whole, rule="fresh").gradient
+        operator = HessianOperator(model, cross_entropy, sample)
+        limit = directional_limit(operator, path, epsilon, gradient=gradient, tolerance=PATH_TOLERANCE, memo=steps)
+        cost = {"products": len(limit.curve)}  # of every process that had a part in it
+        return as_plain(limit) | {"cost": cost, "gradient_examples": len(data)}
+
+    def measured() -> dict[str, Any]:
+        options: dict[str, Any] = {"tolerance": PATH_TOLERANCE, "memo": steps}
+        limit = measured_limit(model, cross_entropy, whole, path, prunable_parameters(model), epsilon, **options)
+        return as_plain(limit) | {"cost": {"evaluations": len(limit.curve)}}
 
     def accuracies() -> dict[str, float]:
         wanted = {"accuracy": dense["test_accuracy"], "accuracy_slack": dense["test_accuracy"] - ACCURACY_SLACK}
@@ -250,8 +261,8 @@ def _measure(
         "total": path.total,
         "radius": recorded_distance(path),
         "spectrum": steps("spectrum", lambda: _probe(spec, model, sample, steps, unfinished / "lanczos", progress)),
-        "directional": steps("directional", curves.directional),
-        "measured": steps("measured", curves.measured),
+        "directional": steps("directional", directional),
+        "measured": steps("measured", measured),
         "accuracy": steps("accuracy", accuracies),
         "sweep": steps("sweep", points),
         "history": [
@@ -297,47 +308,6 @@ def _probe(
     shutil.rmtree(folder, ignore_errors=True)
     products = sum(len(probe.alpha) for probe in found.probes)
     return found.to_dict() | {"examples": operator.examples, "products": products}
-
-
-@dataclasses.dataclass(frozen=True)
-class _PathSteps:
-    """The limits along the pruning path, as :mod:`prunelimit.path_limits` finds them, each evaluation remembered."""
-
-    model: nn.Module
-    path: MagnitudePath
-    sample: Any
-    whole: list[tuple[Tensor, Tensor]]
-    epsilon: float
-    steps: Steps
-
-    def _search(self, method: str, rise: Callable[[float], float], examples: int, unit: str) -> dict[str, Any]:
-        def remembered(sparsity: float) -> float:
-            return float(self.steps(f"{method} {sparsity:.6f}", lambda: rise(sparsity)))
-
-        limit = search_limit(method, remembered, self.path, self.epsilon, PATH_TOLERANCE, examples)
-        return as_plain(limit) | {"cost": {unit: len(limit.curve)}}
-
-    def directional(self) -> dict[str, Any]:
-        # A sample's gradient is mostly noise where the whole one nearly vanishes, so all images have a say in it.
-        slope = HessianOperator(self.model, cross_entropy, self.whole, rule="fresh").gradient.double()
-        operator = HessianOperator(self.model, cross_entropy, self.sample)
-
-        def rise(sparsity: float) -> float:
-            step = self.path.displacement(sparsity)
-            curved = (operator @ step).double()
-            return float(slope @ step.double() + step.double() @ curved / 2)
-
-        examples = sum(len(targets) for _, targets in self.whole)
-        found = self._search("directional", rise, operator.examples, "products")
-        return found | {"gradient_examples": examples}
-
-    def measured(self) -> dict[str, Any]:
-        dense, _ = dense_loss(self.model, cross_entropy, self.whole)
-
-        def rise(sparsity: float) -> float:
-            return mean_loss(pruned_copy(self.model, self.path, sparsity), cross_entropy, self.whole)[0] - dense
-
-        return self._search("measured", rise, sum(len(targets) for _, targets in self.whole), "evaluations")
 
 
 def _exact(trained: TrainedModel, sample: Any, path: MagnitudePath, epsilon: float) -> dict[str, float]:

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from prunelimit.experiments import prune_frames, rounds_frames
-from prunelimit.experiments.frames import Cell, limits_frame, load_cells, resolution_frame
+from prunelimit.experiments.frames import Cell, beside, limits_frame, load_cells, resolution_frame
 from prunelimit.experiments.theory_frames import absolute_trace
 
 VERDICTS = ("holds", "holds in part", "does not hold", "not decided")
@@ -287,8 +287,7 @@ def findings(seeds: Sequence[int] = (0, 1, 2)) -> list[Finding]:
     Returns:
         One finding per claim, in the order of the book.
     """
-    best = load_cells(None, "best", seeds)
-    every = best + [cell for cell in load_cells(None, "quick", seeds) if cell not in best]
+    every = beside(None, "quick", seeds, run_missing=False)
     limits = limits_frame(every)
     frame, rounds = prune_frames.prune_frame(None, "best", seeds), rounds_frames.rounds_frame(None, "best", seeds)
     tables = {one.name for number in ("T3", "T4", "T5") for one in prune_frames.table_comparisons(number)}

@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prunelimit.figures.style import new_figure, percent_axis
+from prunelimit.figures.style import new_figure, palette, percent_axis
 
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY = sns.color_palette("colorblind")[:8]
 
@@ -232,8 +232,7 @@ def _compare_rows(axis: Axes, checks: pd.DataFrame) -> None:
     """Draw estimated over exact norms of the sampled rows that are not zero."""
     there = checks[(checks.exact > checks.exact.max() * SMALLEST) & (checks.estimate > 0)]
     titles = list(dict.fromkeys(there.title))
-    colours = sns.color_palette("husl", len(titles)) if len(titles) > 8 else sns.color_palette("colorblind")
-    for number, (title, colour) in enumerate(zip(titles, colours, strict=False)):
+    for number, (title, colour) in enumerate(zip(titles, palette(len(titles)), strict=False)):
         part, marker = there[there.title == title], "osD^vP*<>hX"[number % 11]
         low, middle, high = (part[name] / part.exact for name in ("low", "estimate", "high"))
         spread = [middle - low, high - middle]

@@ -80,6 +80,11 @@ def panel_grid(count: int, columns: int, width: float = 4.4, height: float = 3.3
     return figure, list(axes.flat[:count])
 
 
+def palette(count: int) -> list[tuple[float, float, float]]:
+    """Return at least so many colours: those that are safe for the colour-blind as long as they suffice."""
+    return list(sns.color_palette("colorblind") if count <= 8 else sns.color_palette("husl", count))
+
+
 def legend_below(figure: Figure, axis: Axes, columns: int = 2) -> None:
     """Put one panel's legend under all panels."""
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=9)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from prunelimit.figures.style import COLOURS, legend_below, new_figure, panel_grid, percent_axis
+from prunelimit.figures.style import COLOURS, legend_below, new_figure, palette, panel_grid, percent_axis
 
 if TYPE_CHECKING:
     from prunelimit.experiments.frames import Cell
@@ -133,9 +133,9 @@ def plot_ball(frame: pd.DataFrame) -> Figure:
 def _titles(table: pd.DataFrame) -> dict[str, tuple[float, ...]]:
     """Give every network of a table a colour."""
     titles = list(dict.fromkeys(table.title))
-    palette = sns.color_palette("colorblind") if len(titles) <= 8 else sns.color_palette("husl", len(titles))
+    colours = palette(len(titles))
     order = (0, 1, 2, 4, 5, 8, 3, 6) if len(titles) <= 8 else range(len(titles))
-    return dict(zip(titles, (palette[i] for i in order), strict=False))
+    return dict(zip(titles, (colours[i] for i in order), strict=False))
 
 
 def plot_scaled_weights(cells: Sequence[Cell], scaling: pd.DataFrame) -> Figure:

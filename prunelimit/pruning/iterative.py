@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from prunelimit.checkpoints import load_checkpoint, save_checkpoint
+from prunelimit.checkpoints import check_settings, load_checkpoint, save_checkpoint
 from prunelimit.datasets import DeviceSplit
 from prunelimit.errors import PruneLimitError
 from prunelimit.pruning.base import Pruned
@@ -254,14 +254,10 @@ def _train_round(
 
 def _load_round(model: nn.Module, place: Path | None, spec: IterativeSpec) -> tuple[nn.Module, dict[str, Any]] | None:
     """Load a finished round, if there is one."""
-    found = None if place is None else load_checkpoint(place)
-    if found is None:
+    if place is None or (found := load_checkpoint(place)) is None:
         return None
     state, metadata = found
-    if metadata["spec"] != spec.to_dict():
-        raise PruneLimitError(
-            f"folder={str(place)!r} holds a run with other settings: give each run a folder of its own."
-        )
+    check_settings(place, metadata, {"spec": spec.to_dict()})
     trained = copy.deepcopy(model)
     trained.load_state_dict(state)
     return trained.eval(), metadata["summary"]

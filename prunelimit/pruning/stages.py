@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelimit.checkpoints import load_checkpoint, save_checkpoint
+from prunelimit.checkpoints import check_settings, load_checkpoint, save_checkpoint
 from prunelimit.datasets import DeviceSplit
 from prunelimit.errors import PruneLimitError
 from prunelimit.progress import ProgressLine
 from prunelimit.pruning.base import Pruned, PrunerSpec
+from prunelimit.pruning.controls import split_masks
 from prunelimit.pruning.fisher import EmpiricalFisher, per_example_gradients
 from prunelimit.pruning.magnitude import flatten, prunable_parameters, removed_count
+from prunelimit.specs import part_seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,8 +135,7 @@ class _State:
 
     def result(self) -> Pruned:
         self.write()
-        kept = self.split(self.kept)
-        masks = {name: kept[name].reshape(p.shape).to(p.dtype) for name, p in self.parameters.items()}
+        masks = split_masks(self.parameters, self.kept)
         return Pruned(masks, {name: p.detach().clone() for name, p in self.parameters.items()}, self.history)
 
 
@@ -195,7 +196,7 @@ def _stage(
     state: _State, choose: Choice, data: DeviceSplit, spec: SecondOrderSpec, stage: int, keep: int
 ) -> dict[str, Any]:
     """Make one cut; what it draws depends on the seed and the stage alone, so that a resumed run is the same."""
-    generator = torch.Generator().manual_seed((spec.seed * 1_000_003 + stage) % 2**63)
+    generator = torch.Generator().manual_seed(part_seed(spec.seed, stage))
     state.write()
     sample = data.tensors(spec.examples, generator)
     before = state.kept.clone()
@@ -214,10 +215,7 @@ def _load(state: _State, folder: Path, settings: dict[str, Any]) -> None:
     if found is None:
         return
     tensors, metadata = found
-    if any(metadata.get(name) != value for name, value in settings.items()):
-        raise PruneLimitError(
-            f"folder={str(folder)!r} holds a run with other settings: give each run a folder of its own."
-        )
+    check_settings(folder, metadata, settings)
     device = state.weights.device
     state.weights, state.kept = tensors["weights"].to(device), tensors["kept"].to(device, torch.bool)
     state.history = metadata["history"]

@@ -102,7 +102,6 @@ def test_iterative_pruning_is_judged_run_by_run(runs: list[list[float]], expecte
 
 def test_without_records_nothing_is_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRUNELIMIT_RESULTS", str(tmp_path))
-    monkeypatch.setattr(verdict, "load_cells", lambda *_, **__: [])
     found = verdict.findings()
     assert {one.verdict for one in found} == {"not decided"}
     assert len(verdict.verdict_table(found)) == len(found)

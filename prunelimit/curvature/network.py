@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunelimit.curvature.data import LossFunction, evaluation_mode, map_tensors, scalar_loss
+from prunelimit.curvature.layers import CheapSecondDerivatives
 from prunelimit.errors import PruneLimitError
 
 #: Types in which products can be computed.
@@ -128,7 +129,7 @@ class Network:
 
     def output(self, inputs: Any) -> Any:
         """Run the network on a batch's inputs, which are in place."""
-        with self._autocast():
+        with self._autocast() if self.half else CheapSecondDerivatives():  # the mode would bypass autocast
             return self._widened(self.module(inputs))
 
     def loss(self, output: Any, targets: Tensor) -> Tensor:

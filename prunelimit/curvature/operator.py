@@ -50,9 +50,12 @@ RULES = ("auto", "mlp", "retained", "fresh")
 #: Share of the free memory that kept states may take, and one pass on its own.
 RETAIN_SHARE, PASS_SHARE = 0.5, 0.25
 
-#: The most rows per pass on a CPU, whose caches a larger one leaves: of plain networks, and of convolutional ones, whose
-#: activations are larger than what the allocator keeps between passes.
-CPU_ROWS, CPU_CONVOLUTION_ROWS = 1000, 100
+#: The most rows per pass on a CPU, whose caches a larger one leaves.
+CPU_ROWS = 1000
+
+#: The same for convolutions, in bytes of the rows' states, whatever the network; and, of one with many weights, as a multiple
+#: of theirs, which are read anew in each pass.
+CPU_CONVOLUTION_BYTES, STATES_PER_WEIGHTS = 2**26, 10
 
 #: Up to this many rows a matrix is formed.
 DENSE_ROWS = 20_000
@@ -318,7 +321,7 @@ class CurvatureOperator:
             if not self._sized:
                 most = max(1, longest(self._source))
                 fitting = max(1, int((PASS_SHARE * free - fixed) / max(slope, 1) / 2))
-                fitting = min(fitting, most, self._most_rows())
+                fitting = min(fitting, most, self._most_rows(slope))
                 self._rows, self._sized = math.ceil(most / math.ceil(most / fitting)), True
             if self._keep is None:
                 self._keep = fixed * len(self.batches) + slope * rows < RETAIN_SHARE * free
@@ -326,11 +329,14 @@ class CurvatureOperator:
             self._engine = self._graph_rule(double=bool(self._keep))
         return self._engine
 
-    def _most_rows(self) -> int:
+    def _most_rows(self, row_bytes: float) -> int:
+        """Say how many rows a pass is fastest with at most, given the bytes of a row's state."""
         if self.device.type != "cpu":
             return longest(self._source)
-        convolves = any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in self._network.module.modules())
-        return CPU_CONVOLUTION_ROWS if convolves else CPU_ROWS
+        if not any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in self._network.module.modules()):
+            return CPU_ROWS
+        weights = sum(p.numel() * p.element_size() for p in self.parameters)
+        return min(CPU_ROWS, int(max(CPU_CONVOLUTION_BYTES, STATES_PER_WEIGHTS * weights) / max(row_bytes, 1)))
 
     def _graph_rule(self, double: bool) -> Rule:
         return HessianRule(self._network) if self._hessian else GaussNewtonRule(self._network, double)

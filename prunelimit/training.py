@@ -112,6 +112,11 @@ def initial_network(spec: TrainSpec, dataset: Dataset) -> nn.Module:
     return build_model(spec.model, input_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=spec.seed)
 
 
+def is_tested(epoch: int, epochs: int, test_every: int, test_last: int) -> bool:
+    """Whether a training measures itself on the test split after an epoch, counted from one."""
+    return epoch % test_every == 0 or epoch > epochs - test_last
+
+
 class _Keeper:
     """Decides when a training is saved and when it has to stop."""
 
@@ -162,6 +167,7 @@ def fit(
     masks: dict[str, Tensor] | None = None,
     test: DeviceSplit | None = None,
     test_every: int = 10,
+    test_last: int = 1,
     folder: Path | None = None,
     deadline: float | None = None,
     progress: bool | None = None,
@@ -178,6 +184,7 @@ def fit(
         masks: Parameter name to a 0-1 tensor of its shape; masked weights stay exactly zero.
         test: Where to measure loss and accuracy, every ``test_every`` epochs and at the end.
         test_every: Epochs between two measurements on ``test``.
+        test_last: How many of the last epochs are measured in any case.
         folder: Where to save the state, every few seconds and at the deadline, and to look for one to resume from;
             ``None`` keeps nothing.
         deadline: Value of ``time.monotonic()`` before which the state is to be saved, within an epoch if need be. Without
@@ -212,7 +219,7 @@ def fit(
                 entry = loop.epoch(keeper.stop)
                 if entry is None:
                     break
-                if test is not None and (entry["epoch"] % test_every == 0 or entry["epoch"] == spec.epochs):
+                if test is not None and is_tested(entry["epoch"], spec.epochs, test_every, test_last):
                     start = time.monotonic()
                     entry["test_loss"], entry["test_accuracy"] = evaluate(model, test)
                     keeper.evaluation = time.monotonic() - start

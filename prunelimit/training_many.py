@@ -28,7 +28,7 @@ from prunelimit.progress import ProgressLine
 from prunelimit.threads import suited_threads
 from prunelimit.throughput import Runtime
 from prunelimit.train_spec import TrainSpec
-from prunelimit.training import TrainedModel, evaluate, fit, initial_network
+from prunelimit.training import TrainedModel, evaluate, fit, initial_network, is_tested
 from prunelimit.training_loop import Loop
 from prunelimit.training_stack import Masks, Member, Stack, mlp_layers
 
@@ -76,6 +76,7 @@ def fit_many(
     masks: Sequence[Masks | None] | None = None,
     test: DeviceSplit | None = None,
     test_every: int = 10,
+    test_last: int = 1,
     folders: Sequence[Path | None] | None = None,
     deadline: float | None = None,
     progress: bool | None = None,
@@ -92,6 +93,7 @@ def fit_many(
         masks: For each network, parameter name to a 0-1 tensor; masked weights stay exactly zero.
         test: Where to measure loss and accuracy, every ``test_every`` epochs and at the end.
         test_every: Epochs between two measurements on ``test``.
+        test_last: How many of the last epochs are measured in any case.
         folders: For each network, where to save the state between epochs and to look for one to resume from, as ``fit``
             does: either goes on from what the other saved. ``None`` keeps nothing.
         deadline: Value of ``time.monotonic()`` before which the states are to be saved.
@@ -116,7 +118,7 @@ def fit_many(
         if folder is not None:
             loop.load(folder)
         members.append(Member(loop, mask or {}, folder))
-    course = _Course(data, test, test_every, deadline, progress)
+    course = _Course(data, test, test_every, test_last, deadline, progress)
     for member in (m for m in members if m.loop.place):
         course.alone(member)
     unfinished = sorted((m for m in members if m.left > 0 and not m.loop.place), key=lambda m: m.left)
@@ -139,6 +141,7 @@ def train_many(
     masks: Sequence[Masks | None] | None = None,
     initial: Sequence[dict[str, Tensor] | None] | None = None,
     folders: Sequence[Path | None] | None = None,
+    test_last: int = 1,
     deadline: float | None = None,
     progress: bool | None = None,
 ) -> list[TrainedModel]:
@@ -152,6 +155,7 @@ def train_many(
         initial: For each network, the state to begin with in place of the seed's.
         folders: For each network, the folder of its checkpoints. By default, where :func:`prunelimit.train` looks for it; with
             masks or initial states, which a spec does not name, nothing is kept by default.
+        test_last: How many of the last epochs are measured on the test split; of those before, every tenth is.
         deadline: Value of ``time.monotonic()`` before which the states are to be saved.
         progress: Whether to show a progress line.
 
@@ -171,7 +175,8 @@ def train_many(
     states = initial or [None] * len(specs)
     models = [_build(spec, dataset, state).to(device) for spec, state in zip(specs, states, strict=True)]
     data, test = dataset.on_device("train", device, specs[0].train_size), dataset.on_device("test", device)
-    return fit_many(models, data, specs, masks=masks, test=test, folders=folders, deadline=deadline, progress=progress)
+    options: dict[str, Any] = {"test_last": test_last, "deadline": deadline, "progress": progress}
+    return fit_many(models, data, specs, masks=masks, test=test, folders=folders, **options)
 
 
 def train_groups(
@@ -181,6 +186,7 @@ def train_groups(
     masks: Sequence[Masks | None] | None = None,
     initial: Sequence[dict[str, Tensor] | None] | None = None,
     folders: Sequence[Path | None] | None = None,
+    test_last: int = 1,
     deadline: float | None = None,
     progress: bool | None = None,
 ) -> list[TrainedModel]:
@@ -192,6 +198,7 @@ def train_groups(
         masks: As for :func:`train_many`.
         initial: As for :func:`train_many`.
         folders: As for :func:`train_many`.
+        test_last: As for :func:`train_many`.
         deadline: Value of ``time.monotonic()`` before which the states are to be saved.
         progress: Whether to show progress lines.
 
@@ -225,6 +232,7 @@ def train_groups(
                     [specs[i] for i in places],
                     dataset=dataset,
                     device=device,
+                    test_last=test_last,
                     deadline=deadline,
                     progress=progress,
                     **part,
@@ -290,6 +298,7 @@ def _train_alone(
     masks: Sequence[Masks | None] | None,
     initial: Sequence[dict[str, Tensor] | None] | None,
     folders: Sequence[Path | None] | None,
+    test_last: int,
     deadline: float | None,
     progress: bool | None,
 ) -> list[TrainedModel]:
@@ -298,8 +307,9 @@ def _train_alone(
     (mask,), (folder,) = masks or [None], folders or [None]
     model = _build(spec, dataset, state).to(device)
     data, test = dataset.on_device("train", device, spec.train_size), dataset.on_device("test", device)
+    options: dict[str, Any] = {"test_last": test_last, "deadline": deadline, "progress": progress}
     try:
-        history = fit(model, data, spec, masks=mask, test=test, folder=folder, deadline=deadline, progress=progress)
+        history = fit(model, data, spec, masks=mask, test=test, folder=folder, **options)
     except PruneLimitError as error:
         raise DivergedError({0: str(error)}, [None]) from error
     return [TrainedModel(model, spec, history)]
@@ -312,6 +322,7 @@ class _Course:
     data: DeviceSplit
     test: DeviceSplit | None
     test_every: int
+    test_last: int
     deadline: float | None
     progress: bool | None
 
@@ -326,6 +337,7 @@ class _Course:
                 masks=member.masks,
                 test=self.test,
                 test_every=self.test_every,
+                test_last=self.test_last,
                 folder=member.folder,
                 deadline=self.deadline,
                 progress=self.progress,
@@ -352,7 +364,7 @@ class _Course:
                 if going is None:
                     return
                 stack = going
-                if number % self.test_every == 0 or number == spec.epochs:
+                if is_tested(number, spec.epochs, self.test_every, self.test_last):
                     self.measure(stack)
                 line.update(number, **{k: sum(e[k] for e in entries) / len(entries) for k in ("loss", "accuracy")})
                 before, now = now, time.monotonic()

@@ -10,7 +10,7 @@ import torch
 
 from prunelimit.datasets.device import DeviceSplit
 from prunelimit.datasets.prepare import MANIFEST, prepare_dataset, read_manifest
-from prunelimit.datasets.sources import DATASETS, POOLED, SOURCES, SPLITS, content_digest
+from prunelimit.datasets.sources import DATASETS, NOISY, POOLED, SOURCES, SPLITS, content_digest
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.files import data_folder
 
@@ -87,6 +87,9 @@ def load_dataset(name: str, folder: Path | None = None, *, download: bool = True
         raise unknown_name("dataset", name, DATASETS)
     if name == "digits":
         return _digits()
+    if name in NOISY:
+        original, share = NOISY[name]
+        return _mislabelled(name, load_dataset(original, folder, download=download), share)
     if name in POOLED:
         return _pooled(name, load_dataset(POOLED[name], folder, download=download))
     source = SOURCES[name]
@@ -128,6 +131,18 @@ def _digits() -> Dataset:
     unit = images["train"] / 16
     digests = {s: content_digest(images[s], labels[s]) for s in SPLITS}
     return Dataset("digits", images, labels, 10, (float(unit.mean()),), (float(unit.std()),), 16, digests)
+
+
+def _mislabelled(name: str, right: Dataset, share: float) -> Dataset:
+    """Give a share of the training images another class, drawn at random; the same ones each time."""
+    rng = np.random.RandomState(0)
+    labels, count = right.labels["train"].copy(), len(right.labels["train"])
+    chosen = rng.permutation(count)[: round(share * count)]
+    shift = rng.randint(1, right.num_classes, len(chosen))
+    labels[chosen] = (labels[chosen] + shift) % right.num_classes
+    digest = content_digest(right.images["train"], labels)
+    every = right.labels | {"train": labels}
+    return dataclasses.replace(right, name=name, labels=every, digests=right.digests | {"train": digest})
 
 
 def _pooled(name: str, whole: Dataset) -> Dataset:

@@ -122,8 +122,11 @@ SOURCES: dict[str, Source] = {
 #: Data sets whose images are those of another one, averaged over squares of 2 x 2 pixels.
 POOLED = {"mnist-14": "mnist"}
 
+#: Data sets whose images are those of another one, with this share of the training labels wrong; the test labels are right.
+NOISY = {"digits-noisy": ("digits", 0.2)}
+
 #: Every name that :func:`load_dataset` knows.
-DATASETS = ("digits", *POOLED, *SOURCES)
+DATASETS = ("digits", *NOISY, *POOLED, *SOURCES)
 
 
 def content_digest(images: np.ndarray, labels: np.ndarray) -> str:

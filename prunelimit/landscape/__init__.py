@@ -1,5 +1,6 @@
 """The loss landscape between and around networks: mode connectivity, similarity, sharpness, and the three regimes."""
 
+from prunelimit.landscape.children import Pair, measure_pair, prune_parent, regime_parameters
 from prunelimit.landscape.connectivity import (
     Connectivity,
     bezier_connectivity,
@@ -7,6 +8,7 @@ from prunelimit.landscape.connectivity import (
     bezier_point,
     interpolate,
     linear_mode_connectivity,
+    linear_path,
     reestimate_statistics,
 )
 from prunelimit.landscape.regimes import Thresholds, classify_regime, median_cka, sensitivity
@@ -16,6 +18,7 @@ from prunelimit.landscape.similarity import linear_cka, output_similarity, repre
 __all__ = [
     "Connectivity",
     "Eigenvalue",
+    "Pair",
     "Sharpness",
     "Thresholds",
     "bezier_connectivity",
@@ -26,10 +29,14 @@ __all__ = [
     "interpolate",
     "linear_cka",
     "linear_mode_connectivity",
+    "linear_path",
+    "measure_pair",
     "measure_sharpness",
     "median_cka",
     "output_similarity",
+    "prune_parent",
     "reestimate_statistics",
+    "regime_parameters",
     "representations",
     "sensitivity",
     "top_eigenvalue",

@@ -225,20 +225,21 @@ def bezier_point(first: nn.Module, middle: nn.Module, second: nn.Module, t: floa
 
 
 def _along(
-    path: Callable[[float], nn.Module], data: DeviceSplit, points: int, measure: str, batch_size: int
-) -> Connectivity:
-    """Measure equally spaced points of a path, each with statistics of its own."""
+    path: Callable[[float], nn.Module], data: DeviceSplit, points: int, batch_size: int
+) -> dict[str, Connectivity]:
+    """Measure error and loss at equally spaced points of a path, each with statistics of its own."""
     places = tuple(k / (points - 1) for k in range(points))
-    values = []
-    for t in places:
-        loss, accuracy = evaluate(reestimate_statistics(path(t), data, batch_size), data, batch_size)
-        values.append(1 - accuracy if measure == "error" else loss)
-    return Connectivity(places, tuple(values), measure)
+    measured = [evaluate(reestimate_statistics(path(t), data, batch_size), data, batch_size) for t in places]
+    values = {"error": tuple(1 - accuracy for _, accuracy in measured), "loss": tuple(loss for loss, _ in measured)}
+    return {measure: Connectivity(places, values[measure], measure) for measure in MEASURES}
 
 
-def _check_path(points: int, measure: str) -> None:
+def _check_points(points: int) -> None:
     if points < 3:
         raise PruneLimitError(f"points={points!r} must be at least 3: both ends and something between them.")
+
+
+def _check_measure(measure: str) -> None:
     if measure not in MEASURES:
         raise unknown_name("measure", measure, MEASURES)
 
@@ -270,9 +271,31 @@ def linear_mode_connectivity(
     Raises:
         PruneLimitError: If the architectures differ, or an argument is out of range.
     """
-    _check_path(points, measure)
+    _check_measure(measure)
+    return linear_path(first, second, data, points=points, batch_size=batch_size)[measure]
+
+
+def linear_path(
+    first: nn.Module, second: nn.Module, data: DeviceSplit, *, points: int = 11, batch_size: int = BATCH_SIZE
+) -> dict[str, Connectivity]:
+    """Measure training error and loss along the straight line between two networks, in the same passes.
+
+    Args:
+        first: As for :func:`linear_mode_connectivity`.
+        second: As there.
+        data: As there.
+        points: As there.
+        batch_size: As there.
+
+    Returns:
+        What :func:`linear_mode_connectivity` gives, for ``"error"`` and for ``"loss"``.
+
+    Raises:
+        PruneLimitError: If the architectures differ, or an argument is out of range.
+    """
+    _check_points(points)
     check_same_architecture(first, second)
-    return _along(lambda t: interpolate(first, second, t), data, points, measure, batch_size)
+    return _along(lambda t: interpolate(first, second, t), data, points, batch_size)
 
 
 def _curve_rate(epoch: int, epochs: int) -> float:
@@ -409,9 +432,10 @@ def bezier_connectivity(
     Raises:
         PruneLimitError: If the architectures differ, an argument is out of range, or the loss stops being finite.
     """
-    _check_path(points, measure)
+    _check_points(points)
+    _check_measure(measure)
     middle = bezier_middle(
         first, second, data,
         epochs=epochs, lr=lr, batch_size=batch_size, momentum=momentum, l2=l2, augment=augment, seed=seed,
     )  # fmt: skip
-    return _along(lambda t: bezier_point(first, middle, second, t), data, points, measure, evaluation_batch)
+    return _along(lambda t: bezier_point(first, middle, second, t), data, points, evaluation_batch)[measure]

@@ -120,7 +120,21 @@ def prune_uniform(
         The masks; they remove exactly ``ceil(sparsity * D)`` weights, and of each layer its share, to less than one weight.
     """
     del data, spec, folder, deadline, progress
-    parameters = prunable_parameters(model)
+    return Pruned(uniform_masks(model, sparsity))
+
+
+def uniform_masks(model: nn.Module, sparsity: float, prunable: Sequence[str] | None = None) -> Masks:
+    """Choose the weights that stay if the smallest magnitudes of each layer go, the same fraction of every layer.
+
+    Args:
+        model: The network; left as it was.
+        sparsity: Fraction of the prunable weights to remove, in ``[0, 1)``.
+        prunable: Names of the prunable parameters; see :func:`prunable_parameters`.
+
+    Returns:
+        The masks; they remove exactly ``ceil(sparsity * D)`` weights, and of each layer its share, to less than one weight.
+    """
+    parameters = prunable_parameters(model, prunable)
     sizes = [p.numel() for p in parameters.values()]
     removed = removed_count(sparsity, sum(sizes))
     counts = largest_remainder([removed * size / sum(sizes) for size in sizes], removed)
@@ -130,4 +144,4 @@ def prune_uniform(
         keep = torch.ones_like(order, dtype=p.dtype)
         keep[order[:count]] = 0
         masks[name] = keep.reshape(p.shape)
-    return Pruned(masks)
+    return masks

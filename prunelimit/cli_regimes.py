@@ -1,0 +1,70 @@
+"""The commands that make the records of the three-regime paper."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from prunelimit.cli_options import OUT_OF_TIME, Budget, Device, Threads, check_device, deadline_of, say, use_threads
+
+
+def regimes(
+    grid: Annotated[str, typer.Argument(help="epochs, batch-size, learning-rate, rho, or all.")] = "all",
+    profile: Annotated[
+        str, typer.Option(help="quick (digits), laptop (a small network on CIFAR-10) or paper (one GPU).")
+    ] = "quick",
+    missing: Annotated[bool, typer.Option("--missing", help="Say nothing of cells that are recorded already.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes to run large networks side by side in.")] = 1,
+    time_budget: Budget = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+) -> None:
+    """Train, prune, retrain and compare over a grid of temperature and density; one record per cell.
+
+    The most valuable cells come first. A run may be stopped at any moment: the next call goes on from the last saved networks.
+
+    Example: `prunelimit regimes epochs --profile laptop --workers 2`
+    """
+    from prunelimit.experiments.regime_grids import GRIDS, find_grid
+    from prunelimit.experiments.regimes import EXPERIMENT, run_regimes
+    from prunelimit.experiments.store import load_record
+
+    check_device(device)
+    deadline = deadline_of(time_budget)
+    use_threads(threads)
+    every = grid == "all"
+    for one in GRIDS.values() if every else [find_grid(grid)]:
+        if every and profile not in one.profiles:
+            continue
+        settings = one.settings(profile)
+        cells = {settings.spec(*cell): cell for cell in settings.by_worth()}
+        known = {spec for spec in cells if load_record(EXPERIMENT, spec)}
+        wanted, label = (
+            [spec for spec in cells if not missing or spec not in known],
+            {"grid": one.name, "profile": profile},
+        )
+        done = 0
+        for spec, record in run_regimes(
+            wanted, label=label, device=device, workers=workers, deadline=deadline, progress=True
+        ):
+            value, density, seed = cells[spec]
+            pair, name = (
+                record["pairs"][0],
+                f"{one.name} {profile}: {one.title} {value:g}, density {density:g}, seed {seed}",
+            )
+            state = "recorded already" if spec in known else f"recorded, connectivity {pair['lmc']:.3f}"
+            say(f"{name}: {state} ({spec.hash})")
+            done += 1
+        if done < len(wanted):
+            say(f"{one.name} {profile}: {OUT_OF_TIME}")
+            return
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register the commands of this module.
+
+    Args:
+        app: The command line.
+    """
+    app.command()(regimes)

@@ -1,0 +1,171 @@
+"""From the records of the grids to tidy data frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prunelimit.errors import unknown_name
+from prunelimit.experiments.catalogue import PROFILES
+from prunelimit.experiments.regime_grids import GRIDS, Grid, find_grid
+from prunelimit.experiments.regime_specs import RegimeSpec
+from prunelimit.experiments.regimes import EXPERIMENT, run_regimes
+from prunelimit.experiments.store import load_record
+
+#: What identifies a cell of an averaged grid.
+CELL = ["grid", "profile", "network", "dataset", "distribution", "value", "density"]
+
+#: What is measured in each cell. Errors are fractions, losses nats.
+MEASURES = [
+    "dense_error",
+    "dense_train_error",
+    "dense_train_loss",
+    "error",
+    "error_spread",
+    "train_error",
+    "lmc",
+    "lmc_loss",
+    "cka",
+    "achieved",
+]
+
+COLUMNS = [*CELL, "seed", *MEASURES, "key"]
+
+
+def regime_frame(grid: str, profile: str = "best", *, run_missing: bool = False) -> pd.DataFrame:
+    """Tabulate the recorded cells of a grid.
+
+    Args:
+        grid: A name of ``GRIDS``.
+        profile: One of ``PROFILES``, or ``"best"`` for the most faithful one of which there is any record.
+        run_missing: Whether to run the cells without a record now; meant for the quick profile.
+
+    Returns:
+        One row per value, density and dense seed, in the order of the grid, with the columns in ``COLUMNS``: ``error`` is the
+        test error of the children, mean over them and over the last epochs of their retraining; ``lmc``, ``lmc_loss`` and
+        ``cka`` are means over their pairs. No rows if nothing is recorded.
+
+    Raises:
+        PruneLimitError: If a name is unknown.
+    """
+    chosen = find_grid(grid)
+    if profile != "best" and profile not in PROFILES:
+        raise unknown_name("profile", profile, [*PROFILES, "best"])
+    for name in PROFILES if profile == "best" else [profile]:
+        if name in chosen.profiles or profile != "best":
+            rows = _rows(chosen, name, run_missing)
+            if rows:
+                return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(columns=COLUMNS)
+
+
+def _rows(grid: Grid, profile: str, run_missing: bool) -> list[dict[str, Any]]:
+    settings = grid.settings(profile)
+    cells = [(cell, settings.spec(*cell)) for cell in settings.cells()]
+    if run_missing:
+        label = {"grid": grid.name, "profile": profile}
+        records = dict(run_regimes([spec for _, spec in cells], label=label))
+    else:
+        records = {spec: record for _, spec in cells if (record := load_record(EXPERIMENT, spec))}
+    return [_row(grid, profile, cell, spec, records[spec]) for cell, spec in cells if spec in records]
+
+
+def _row(
+    grid: Grid, profile: str, cell: tuple[float, float, int], spec: RegimeSpec, record: dict[str, Any]
+) -> dict[str, Any]:
+    """Describe one cell; similarities of networks that give the same for all images are missing."""
+    (value, density, seed), parent = cell, record["parent"]
+    errors = np.array([child["test_error"] for child in record["children"]])
+    pairs = pd.DataFrame(record["pairs"])[["lmc", "lmc_loss", "cka"]].astype(float).mean()
+    return {
+        "grid": grid.name,
+        "profile": profile,
+        "network": spec.train.model,
+        "dataset": spec.train.dataset,
+        "distribution": spec.distribution,
+        "value": value,
+        "density": density,
+        "seed": seed,
+        "dense_error": 1 - parent["test_accuracy"],
+        "dense_train_error": 1 - parent["train_accuracy"],
+        "dense_train_loss": parent["train_loss"],
+        "error": errors.mean(),
+        "error_spread": errors.std(ddof=1),
+        "train_error": np.mean([1 - child["train_accuracy"] for child in record["children"]]),
+        "lmc": pairs["lmc"],
+        "lmc_loss": pairs["lmc_loss"],
+        "cka": pairs["cka"],
+        "achieved": record["kept"] / record["total"],
+        "key": spec.hash,
+    }
+
+
+def regime_means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Average a grid over the dense seeds.
+
+    Args:
+        frame: Output of :func:`regime_frame`.
+
+    Returns:
+        One row per value and density: the columns of ``CELL`` and ``MEASURES``, ``seeds``, the number of dense networks, and
+        ``normalised_error``, the test error above the lowest one of any value at the same density. A similarity is missing
+        only if it is missing for all seeds.
+    """
+    means = frame.groupby(CELL, sort=False, as_index=False)[MEASURES].mean()
+    means["seeds"] = frame.groupby(CELL, sort=False)["seed"].nunique().to_numpy()
+    column = [name for name in CELL if name != "value"]
+    means["normalised_error"] = means["error"] - means.groupby(column)["error"].transform("min")
+    return means
+
+
+def regime_missing(grid: str | None = None) -> pd.DataFrame:
+    """List how many cells of each profile have no record, with the command that fills them.
+
+    Args:
+        grid: A name of ``GRIDS``; ``None`` for all.
+
+    Returns:
+        Columns ``grid``, ``profile``, ``cells without a record``, ``of`` and ``command``.
+    """
+    rows = []
+    for one in [find_grid(grid)] if grid else GRIDS.values():
+        for profile, settings in one.profiles.items():
+            specs = [settings.spec(*cell) for cell in settings.cells()]
+            absent = sum(load_record(EXPERIMENT, spec) is None for spec in specs)
+            if absent:
+                rows.append((one.name, profile, absent, len(specs), regime_command(one.name, profile)))
+    return pd.DataFrame(rows, columns=["grid", "profile", "cells without a record", "of", "command"])
+
+
+def regime_command(grid: str, profile: str) -> str:
+    """Return the command that makes the records of a grid."""
+    return f"prunelimit regimes {grid} --profile {profile}"
+
+
+def regime_origin(frame: pd.DataFrame) -> pd.DataFrame:
+    """Say where the numbers of a grid come from.
+
+    Args:
+        frame: Output of :func:`regime_frame`, or several of them stacked.
+
+    Returns:
+        One row per grid, profile and commit: cells, device, torch, seconds of retraining and measuring, and the command.
+    """
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for cell in frame.to_dict("records"):
+        name, profile = cell["grid"], cell["profile"]
+        spec = find_grid(name).settings(profile).spec(cell["value"], cell["density"], cell["seed"])
+        record = load_record(EXPERIMENT, spec)
+        assert record is not None  # the row comes from it
+        source = record["provenance"]
+        commit = (source["commit"] or "none")[:10]
+        row = rows.setdefault(
+            (name, profile, commit),
+            {"grid": name, "profile": profile, "cells": 0, "device": source["device"], "torch": source["torch"]}
+            | {"commit": commit, "seconds": 0.0, "command": regime_command(name, profile)},
+        )
+        row["cells"] += 1
+        row["seconds"] += sum(record["seconds"].values())
+    return pd.DataFrame(list(rows.values()))

@@ -1,0 +1,268 @@
+"""Train, prune, retrain, compare: the cells of a grid, as a graph of cached runs.
+
+A dense network is trained once for all densities, and an early-stopped one once for all later stops. Small multilayer perceptrons
+are trained many at once; other networks one after the other, or side by side in worker processes.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import copy
+import dataclasses
+import itertools
+import json
+import multiprocessing
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunelimit.datasets import Dataset, load_dataset
+from prunelimit.errors import PruneLimitError
+from prunelimit.experiments.regime_specs import RegimeSpec
+from prunelimit.experiments.store import load_record, provenance, save_record
+from prunelimit.files import cache_folder
+from prunelimit.landscape.children import measure_pair, prune_parent
+from prunelimit.threads import suited_threads
+from prunelimit.train_spec import TrainSpec
+from prunelimit.training import TrainedModel, evaluate_both
+from prunelimit.training_many import stack_size, train_groups
+from prunelimit.training_prefix import begin_from_shorter, is_prefix
+
+EXPERIMENT = "regimes"
+
+_Cells = list[tuple[RegimeSpec, dict[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Means:
+    """How the cells of one call are computed.
+
+    Attributes:
+        label: Grid and profile; kept in the records for people.
+        device: Where to run.
+        deadline: Value of ``time.monotonic()`` after which nothing new is begun.
+        progress: Whether to show progress.
+    """
+
+    label: dict[str, str]
+    device: str
+    deadline: float | None
+    progress: bool | None
+
+    @property
+    def late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Arguments of a training."""
+        return {"device": self.device, "deadline": self.deadline, "progress": self.progress}
+
+
+def run_regimes(
+    specs: Sequence[RegimeSpec],
+    *,
+    label: dict[str, str] | None = None,
+    device: str = "cpu",
+    workers: int = 1,
+    deadline: float | None = None,
+    progress: bool | None = None,
+) -> Iterator[tuple[RegimeSpec, dict[str, Any]]]:
+    """Make the records of some cells, or find those that there are.
+
+    Args:
+        specs: The cells, the most valuable first.
+        label: Grid and profile that they stand for; kept in the records for people.
+        device: Where to run.
+        workers: Processes to run networks side by side in that are not trained many at once.
+        deadline: Value of ``time.monotonic()`` after which nothing new is begun. Networks are saved while they are trained:
+            the next call goes on from there.
+        progress: Whether to show progress.
+
+    Yields:
+        Each cell with its record, as it is there; those that the deadline prevented are left out.
+
+    Raises:
+        PruneLimitError: If there is no worker, or a network cannot be trained.
+    """
+    if workers < 1:
+        raise PruneLimitError(f"workers={workers!r} must be at least 1.")
+    means = _Means(label or {}, device, deadline, progress)
+    missing = []
+    for spec in dict.fromkeys(specs):
+        if record := load_record(EXPERIMENT, spec):
+            yield spec, record
+        else:
+            missing.append(spec)
+    for batch in _batches(missing, device):
+        if means.late:
+            return
+        if workers > 1 and len(batch) == 1:
+            break
+        yield from _run_batch(batch, means)
+        missing = missing[len(batch) :]
+    else:
+        return
+    yield from _run_side_by_side(missing, means, workers)
+
+
+def _batches(specs: Sequence[RegimeSpec], device: str) -> Iterator[list[RegimeSpec]]:
+    """Cut the cells, in their order, into batches whose children are trained at once."""
+
+    def kind(spec: RegimeSpec) -> tuple[str, str, int]:
+        return spec.retrain.dataset, spec.retrain.model, spec.children
+
+    for (name, _, children), same in itertools.groupby(specs, key=kind):
+        cells = list(same)
+        size = max(1, stack_size(cells[0].retrain, load_dataset(name), device) // children)
+        yield from (cells[start : start + size] for start in range(0, len(cells), size))
+
+
+def train_parents(specs: Sequence[TrainSpec], **options: Any) -> dict[TrainSpec, TrainedModel]:
+    """Train dense networks, each early-stopped one on the way to those that stop later.
+
+    Args:
+        specs: The trainings.
+        **options: ``device``, ``deadline`` and ``progress``, as for :func:`~prunelimit.training_many.train_groups`.
+
+    Returns:
+        Training to network; histories are shorter than their specs if the deadline passed.
+    """
+    every = list(dict.fromkeys(specs))
+    found: dict[TrainSpec, TrainedModel] = {}
+    while len(found) < len(every):
+        rest = [spec for spec in every if spec not in found]
+        ready = [spec for spec in rest if not any(is_prefix(other, spec) for other in rest)]
+        for spec in ready:
+            begin_from_shorter(spec, every)
+        found |= dict(zip(ready, train_groups(ready, **options), strict=True))
+    return found
+
+
+def _is_finished(found: TrainedModel) -> bool:
+    return len(found.history) == found.spec.epochs
+
+
+@dataclasses.dataclass
+class _Child:
+    """A child that is to be retrained: its training, its mask and where it begins."""
+
+    spec: TrainSpec
+    masks: dict[str, Tensor]
+    state: dict[str, Tensor]
+    folder: Path
+
+
+def _run_batch(specs: Sequence[RegimeSpec], means: _Means) -> Iterator[tuple[RegimeSpec, dict[str, Any]]]:
+    """Train the parents of some cells, then all of their children, then measure."""
+    parents = train_parents([spec.train for spec in specs], **means.training)
+    ready = [spec for spec in specs if _is_finished(parents[spec.train])]
+    if not ready or means.late:
+        return
+    start = time.monotonic()
+    children = [child for spec in ready for child in _children(spec, parents[spec.train])]
+    trained = train_groups(
+        [child.spec for child in children],
+        masks=[child.masks for child in children],
+        initial=[child.state for child in children],
+        folders=[child.folder for child in children],
+        test_last=max(spec.last for spec in ready),
+        **means.training,
+    )
+    seconds = (time.monotonic() - start) / len(ready)
+    rest = iter(trained)
+    for spec in ready:
+        own = list(itertools.islice(rest, spec.children))
+        if all(_is_finished(child) for child in own):
+            yield spec, _record(spec, parents[spec.train], own, seconds, means)
+
+
+def _children(spec: RegimeSpec, parent: TrainedModel) -> list[_Child]:
+    """Prune a parent, and say how its children are retrained."""
+    masks = prune_parent(parent.model, spec.density, spec.distribution)
+    state = copy.deepcopy(parent.model.state_dict())
+    folder = cache_folder() / "regimes" / spec.hash
+    return [_Child(spec.child(number), masks, state, folder / f"child-{number}") for number in range(spec.children)]
+
+
+def _record(
+    spec: RegimeSpec, parent: TrainedModel, children: Sequence[TrainedModel], seconds: float, means: _Means
+) -> dict[str, Any]:
+    """Measure a parent and its children, and write the record."""
+    start = time.monotonic()
+    dataset = load_dataset(spec.retrain.dataset)
+    data = dataset.on_device("train", means.device, spec.retrain.train_size)
+    masks = prune_parent(parent.model, spec.density, spec.distribution)
+    kept = sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
+    with suited_threads(parent.model):
+        dense = _measure_parent(spec, parent, dataset, means.device)
+        pairs = [
+            {"children": [i, j]} | dataclasses.asdict(measure_pair(children[i].model, children[j].model, data))
+            for i, j in itertools.combinations(range(spec.children), 2)
+        ]
+        test = dataset.on_device("test", means.device)
+        described = [_describe(child, evaluate_both(child.model, data, test), spec.last) for child in children]
+        source = provenance(means.device, torch.get_num_threads())
+    record = {
+        "label": means.label,
+        "data": dataset.digests,
+        "provenance": source,
+        "kept": kept[0],
+        "total": kept[1],
+        "parent": dense,
+        "children": described,
+        "pairs": [{k: None if v != v else v for k, v in pair.items()} for pair in pairs],
+        "seconds": {"retraining": round(seconds, 2), "measuring": round(time.monotonic() - start, 2)},
+    }
+    save_record(EXPERIMENT, spec, record)
+    shutil.rmtree(cache_folder() / "regimes" / spec.hash, ignore_errors=True)
+    return json.loads(json.dumps(record))
+
+
+def _measure_parent(spec: RegimeSpec, parent: TrainedModel, dataset: Dataset, device: str) -> dict[str, float]:
+    train = dataset.on_device("train", device, spec.train.train_size)
+    return evaluate_both(parent.model, train, dataset.on_device("test", device))
+
+
+def _describe(child: TrainedModel, measured: dict[str, float], last: int) -> dict[str, Any]:
+    """Describe a child; its test error is the mean over the last epochs, as in the paper."""
+    tested = [1 - epoch["test_accuracy"] for epoch in child.history[-last:]]
+    return {"seed": child.spec.seed, "test_error": sum(tested) / len(tested), **measured}
+
+
+def _run_side_by_side(
+    specs: Sequence[RegimeSpec], means: _Means, workers: int
+) -> Iterator[tuple[RegimeSpec, dict[str, Any]]]:
+    """Run cells one by one, but several at a time; those whose parents share epochs stay together in one process."""
+    chains: dict[TrainSpec, list[RegimeSpec]] = {}
+    for spec in specs:
+        later = [other.train for other in specs if is_prefix(spec.train, other.train)]
+        longest = max(later, key=lambda train: train.epochs, default=spec.train)
+        chains.setdefault(longest, []).append(spec)
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, torch.get_num_threads() // workers)
+    with concurrent.futures.ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
+        waiting = {pool.submit(_train_chain, [s.train for s in chain], means): chain for chain in chains.values()}
+        running: list[concurrent.futures.Future[_Cells]] = []
+        for done in concurrent.futures.as_completed(waiting):
+            done.result()
+            running += [pool.submit(_run_alone, spec, means) for spec in waiting[done]]
+        for found in concurrent.futures.as_completed(running):
+            yield from found.result()
+
+
+def _train_chain(specs: Sequence[TrainSpec], means: _Means) -> None:
+    """Train the parents of a chain, in a worker process."""
+    if not means.late:
+        train_parents(specs, **means.training)
+
+
+def _run_alone(spec: RegimeSpec, means: _Means) -> _Cells:
+    """Run one cell in a worker process."""
+    return [] if means.late else list(_run_batch([spec], means))

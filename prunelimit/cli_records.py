@@ -37,6 +37,9 @@ def run(
     again: Annotated[
         bool, typer.Option("--again", help="Compute recorded cells anew and replace their records.")
     ] = False,
+    together: Annotated[
+        bool, typer.Option("--together", help="Train small networks many at once first; results differ by rounding.")
+    ] = False,
     time_budget: Budget = None,
     threads: Threads = 0,
     device: Device = "cpu",
@@ -58,6 +61,7 @@ def run(
     from prunelimit.experiments.runner import EXPERIMENT, check_seeds, run_limit
     from prunelimit.experiments.store import load_record
     from prunelimit.throughput import Runtime
+    from prunelimit.training_many import train_groups
 
     check_device(device)
     if profile not in PROFILES:
@@ -67,7 +71,12 @@ def run(
     every = experiment == "all"
     tasks = [t for t in find_tasks(None if every else experiment) if not every or profile in t.profiles]
     absent: dict[str, bool] = {}
-    for task, seed, spec in most_valuable_first(tasks, profile, check_seeds(seeds)):
+    cells = most_valuable_first(tasks, profile, check_seeds(seeds))
+    if together:
+        wanted = [spec.train for _, _, spec in cells if load_record(EXPERIMENT, spec) is None]
+        here = [train for train in wanted if not (every and _is_absent(train.dataset, absent))]
+        train_groups(here, device=device, deadline=deadline, progress=True)
+    for task, seed, spec in cells:
         name = f"{task.name} {profile} seed {seed}"
         recorded = load_record(EXPERIMENT, spec) is not None
         if recorded and not again:

@@ -14,6 +14,10 @@ def regimes(
     profile: Annotated[
         str, typer.Option(help="quick (digits), laptop (a small network on CIFAR-10) or paper (one GPU).")
     ] = "quick",
+    network: Annotated[str | None, typer.Option(help="Another network than the grid's own.")] = None,
+    distribution: Annotated[
+        str | None, typer.Option(help="Prune each layer alike (uniform), or by one magnitude for all (global).")
+    ] = None,
     missing: Annotated[bool, typer.Option("--missing", help="Say nothing of cells that are recorded already.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes to run large networks side by side in.")] = 1,
     time_budget: Budget = None,
@@ -37,7 +41,7 @@ def regimes(
     for one in GRIDS.values() if every else [find_grid(grid)]:
         if every and profile not in one.profiles:
             continue
-        settings = one.settings(profile)
+        settings = one.settings(profile).varied(network, distribution)
         cells = {settings.spec(*cell): cell for cell in settings.by_worth()}
         known = {spec for spec in cells if load_record(EXPERIMENT, spec)}
         wanted, label = (

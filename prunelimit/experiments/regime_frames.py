@@ -9,7 +9,7 @@ import pandas as pd
 
 from prunelimit.errors import unknown_name
 from prunelimit.experiments.catalogue import PROFILES
-from prunelimit.experiments.regime_grids import GRIDS, Grid, find_grid
+from prunelimit.experiments.regime_grids import GRIDS, Grid, GridSettings, find_grid
 from prunelimit.experiments.regime_specs import RegimeSpec
 from prunelimit.experiments.regimes import EXPERIMENT, run_regimes
 from prunelimit.experiments.store import load_record
@@ -34,12 +34,21 @@ MEASURES = [
 COLUMNS = [*CELL, "seed", *MEASURES, "key"]
 
 
-def regime_frame(grid: str, profile: str = "best", *, run_missing: bool = False) -> pd.DataFrame:
+def regime_frame(
+    grid: str,
+    profile: str = "best",
+    *,
+    network: str | None = None,
+    distribution: str | None = None,
+    run_missing: bool = False,
+) -> pd.DataFrame:
     """Tabulate the recorded cells of a grid.
 
     Args:
         grid: A name of ``GRIDS``.
         profile: One of ``PROFILES``, or ``"best"`` for the most faithful one of which there is any record.
+        network: Another network than the catalogue's.
+        distribution: Another way to spread the density over the layers than the catalogue's.
         run_missing: Whether to run the cells without a record now; meant for the quick profile.
 
     Returns:
@@ -55,14 +64,16 @@ def regime_frame(grid: str, profile: str = "best", *, run_missing: bool = False)
         raise unknown_name("profile", profile, [*PROFILES, "best"])
     for name in PROFILES if profile == "best" else [profile]:
         if name in chosen.profiles or profile != "best":
-            rows = _rows(chosen, name, run_missing)
+            rows = _rows(chosen, name, network, distribution, run_missing)
             if rows:
                 return pd.DataFrame(rows, columns=COLUMNS)
     return pd.DataFrame(columns=COLUMNS)
 
 
-def _rows(grid: Grid, profile: str, run_missing: bool) -> list[dict[str, Any]]:
-    settings = grid.settings(profile)
+def _rows(
+    grid: Grid, profile: str, network: str | None, distribution: str | None, run_missing: bool
+) -> list[dict[str, Any]]:
+    settings = grid.settings(profile).varied(network, distribution)
     cells = [(cell, settings.spec(*cell)) for cell in settings.cells()]
     if run_missing:
         label = {"grid": grid.name, "profile": profile}
@@ -144,6 +155,12 @@ def regime_command(grid: str, profile: str) -> str:
     return f"prunelimit regimes {grid} --profile {profile}"
 
 
+def _options(settings: GridSettings, network: str, distribution: str) -> str:
+    """Write what a command needs for another network, or another way to prune, than the catalogue's."""
+    other = [("network", network, settings.base.model), ("distribution", distribution, settings.distribution)]
+    return "".join(f" --{name} {value}" for name, value, usual in other if value != usual)
+
+
 def regime_origin(frame: pd.DataFrame) -> pd.DataFrame:
     """Say where the numbers of a grid come from.
 
@@ -153,18 +170,21 @@ def regime_origin(frame: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per grid, profile and commit: cells, device, torch, seconds of retraining and measuring, and the command.
     """
-    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
     for cell in frame.to_dict("records"):
         name, profile = cell["grid"], cell["profile"]
-        spec = find_grid(name).settings(profile).spec(cell["value"], cell["density"], cell["seed"])
-        record = load_record(EXPERIMENT, spec)
+        network, distribution = cell["network"], cell["distribution"]
+        settings = find_grid(name).settings(profile)
+        wanted = settings.varied(network, distribution)
+        record = load_record(EXPERIMENT, wanted.spec(cell["value"], cell["density"], cell["seed"]))
         assert record is not None  # the row comes from it
         source = record["provenance"]
         commit = (source["commit"] or "none")[:10]
         row = rows.setdefault(
-            (name, profile, commit),
-            {"grid": name, "profile": profile, "cells": 0, "device": source["device"], "torch": source["torch"]}
-            | {"commit": commit, "seconds": 0.0, "command": regime_command(name, profile)},
+            (name, profile, network, distribution, commit),
+            {"grid": name, "profile": profile, "network": network, "pruned": distribution, "cells": 0}
+            | {"device": source["device"], "torch": source["torch"], "commit": commit, "seconds": 0.0}
+            | {"command": regime_command(name, profile) + _options(settings, network, distribution)},
         )
         row["cells"] += 1
         row["seconds"] += sum(record["seconds"].values())

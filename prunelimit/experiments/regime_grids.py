@@ -14,6 +14,7 @@ from typing import Any
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.experiments.catalogue import PROFILES
 from prunelimit.experiments.regime_specs import RegimeSpec
+from prunelimit.models import MODELS
 from prunelimit.train_spec import TrainSpec
 
 
@@ -30,6 +31,7 @@ class GridSettings:
         retrain: How children are retrained; the same everywhere.
         images: Training images, so that a grid of batch sizes can keep the number of iterations.
         first: Densities and values that are worth the most, and are run first.
+        distribution: How the density is spread over the layers, ``"uniform"`` or ``"global"``.
     """
 
     field: str
@@ -40,6 +42,25 @@ class GridSettings:
     retrain: TrainSpec
     images: int
     first: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    distribution: str = "uniform"
+
+    def varied(self, network: str | None = None, distribution: str | None = None) -> GridSettings:
+        """Return the same grid for another network, or with another way to prune.
+
+        Args:
+            network: A name of :func:`~prunelimit.models.build_model`; ``None`` for the catalogue's.
+            distribution: ``"uniform"`` or ``"global"``; ``None`` for the catalogue's.
+
+        Returns:
+            The settings.
+
+        Raises:
+            PruneLimitError: If the network is unknown.
+        """
+        if network is not None and network not in MODELS:
+            raise unknown_name("network", network, MODELS)
+        base, retrain = (dataclasses.replace(spec, model=network or spec.model) for spec in (self.base, self.retrain))
+        return dataclasses.replace(self, base=base, retrain=retrain, distribution=distribution or self.distribution)
 
     def parent(self, value: float, seed: int) -> TrainSpec:
         """Say how one dense network is trained.
@@ -72,7 +93,9 @@ class GridSettings:
         Returns:
             The spec.
         """
-        return RegimeSpec(train=self.parent(value, seed), density=density, retrain=self.retrain)
+        return RegimeSpec(
+            train=self.parent(value, seed), density=density, retrain=self.retrain, distribution=self.distribution
+        )
 
     def cells(self) -> Iterator[tuple[float, float, int]]:
         """Give value, density and seed of every cell, in the order of the tables."""

@@ -47,9 +47,15 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "resnet8-quick": lambda shape, classes: cifar_resnet(8, 6, shape[0], classes),
 }
 
+
+def _wide(width: float) -> Callable[[Shape, int], nn.Module]:
+    return lambda shape, classes: preresnet(20, shape[0], classes, width=width)
+
+
 #: Networks of the three-regime paper and their stand-ins: they begin as in its released code, not as in the other paper's.
 REGIME_MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "preresnet20": lambda shape, classes: preresnet(20, shape[0], classes),
+    **{f"preresnet20-x{width:g}": _wide(width) for width in (0.25, 0.5, 2.0, 4.0)},
     "densenet40": lambda shape, classes: densenet(40, 12, shape[0], classes),
     "preresnet8-quick": lambda shape, classes: preresnet(8, shape[0], classes, width=0.375),
 }

@@ -252,3 +252,18 @@ def test_unknown_names_are_told() -> None:
         find_grid("rho").settings("laptop")
     with pytest.raises(PruneLimitError, match=r"^profile='quik' is unknown"):
         regime_frame("rho", "quik")
+
+
+def test_a_grid_of_another_network_has_records_of_its_own(small_grid: str) -> None:
+    settings = find_grid(small_grid).settings("quick")
+    other = settings.varied("mlpnet-quick", "global")
+    assert {spec.model for spec in (other.base, other.retrain)} == {"mlpnet-quick"}
+    frame = regime_frame(small_grid, "quick", network="mlpnet-quick", distribution="global", run_missing=True)
+    assert set(frame["network"]) == {"mlpnet-quick"}
+    assert set(frame["distribution"]) == {"global"}
+    assert regime_frame(small_grid).empty
+    assert regime_origin(frame)["command"].tolist() == [
+        "prunelimit regimes small --profile quick --network mlpnet-quick --distribution global"
+    ]
+    with pytest.raises(PruneLimitError, match=r"^network='vgg17' is unknown"):
+        settings.varied("vgg17")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp
 from torch.nn import functional
 
 from prunelimit.datasets import load_dataset
@@ -18,6 +21,9 @@ from prunelimit.files import atomic_file, cache_folder, make_folder
 from prunelimit.models import build_model, cifar_resnet, mlp, prunable_names
 
 BATCH, MOMENTUM = 128, 0.9
+
+#: Rows of a dense Hessian that are computed and saved at once.
+DENSE_PART = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +59,7 @@ PROBLEMS = {
     "fc5": Setting("cifar10", "fc5", 2000, 200, 0.01),
     "resnet20": Setting("cifar10", "resnet20", 2000, 200, 0.1),
     "mlp-small": Setting("digits", "mlp 64-64-32-10", 1000, 1000, 0.05),
-    "resnet-small": Setting("cifar10", "resnet 8-5", 1000, 400, 0.1, pool=4),
+    "resnet-small": Setting("cifar10", "resnet 8-5", 500, 400, 0.1, pool=4),
     "quick-mlp": Setting("digits", "mlp 64-16-10", 200, 40, 0.05),
     "quick-resnet": Setting("digits", "resnet 8-2", 100, 10, 0.05),
 }
@@ -200,23 +206,47 @@ def wide_mlp(parameters: float, examples: int, dataset: str) -> Problem:
 
 
 def dense_eigenvalues(problem: Problem) -> np.ndarray:
-    """Compute all eigenvalues of the Hessian in float64, by products with all unit vectors; cached.
+    """Compute all eigenvalues of the Hessian in float64, by products with all unit vectors; cached, in parts on the way.
 
-    The products are double backward passes written out here, so that the truth does not come from what is measured.
+    The products are forward-mode derivatives of the gradient, written out here, so that the truth does not come from what is
+    measured.
     """
     about = f"{problem.setting.key} {len(problem.targets)}"
-    path = make_folder(cache_folder() / "benchmarks") / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.npy"
+    folder = make_folder(cache_folder() / "benchmarks")
+    path = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.npy"
     if path.is_file():
         return np.load(path)
-    model = copy.deepcopy(problem.model).double()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    loss = problem.loss_fn(model(problem.inputs.double()), problem.targets)
-    slope = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, create_graph=True)])
-    rows = [
-        torch.cat([h.flatten() for h in torch.autograd.grad(entry, parameters, retain_graph=True)]) for entry in slope
-    ]
-    matrix = torch.stack(rows)
-    eigenvalues = torch.linalg.eigvalsh((matrix + matrix.T) / 2).numpy()
-    with atomic_file(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, eigenvalues)
+    parts = make_folder(folder / path.stem)
+    for start in range(0, problem.dimension, DENSE_PART):
+        part = parts / f"{start:06d}.npy"
+        if not part.is_file():
+            _save(part, _hessian_rows(problem, range(start, min(start + DENSE_PART, problem.dimension))))
+    matrix = np.concatenate([np.load(part) for part in sorted(parts.glob("*.npy"))])
+    eigenvalues = np.linalg.eigvalsh((matrix + matrix.T) / 2)
+    _save(path, eigenvalues)
+    shutil.rmtree(parts)
     return eigenvalues
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array)
+
+
+def _hessian_rows(problem: Problem, rows: range) -> np.ndarray:
+    """Multiply the Hessian by unit vectors, ``(rows, D)`` float64."""
+    model, inputs = copy.deepcopy(problem.model).double(), problem.inputs.double()
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    sizes = [p.numel() for p in weights.values()]
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        return problem.loss_fn(functional_call(model, values, (inputs,)), problem.targets)
+
+    found = []
+    for row in rows:
+        unit = torch.zeros(sum(sizes), dtype=torch.float64)
+        unit[row] = 1
+        cut = zip(weights.items(), unit.split(sizes), strict=True)
+        _, product = jvp(grad(loss), (weights,), ({name: part.view(p.shape) for (name, p), part in cut},))
+        found.append(torch.cat([part.flatten() for part in product.values()]).numpy())
+    return np.stack(found)

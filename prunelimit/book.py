@@ -52,10 +52,10 @@ class Builder:
         return {path.stem: path for path in sorted((self.root / "notebooks").glob("*.ipynb"))}
 
     def library_digest(self) -> str:
-        """Digest the library's sources, and the interpreter and torch that run them."""
+        """Digest the library's sources and tables, and the interpreter and torch that run them."""
         from importlib.metadata import version
 
-        sources = sorted((self.root / "prunelimit").rglob("*.py"))
+        sources = sorted(p for kind in ("py", "csv") for p in (self.root / "prunelimit").rglob(f"*.{kind}"))
         return _digest(
             [sys.version, version("torch"), *(f"{p.relative_to(self.root)}\n{p.read_text()}" for p in sources)]
         )

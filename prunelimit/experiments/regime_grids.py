@@ -233,7 +233,7 @@ GRIDS = {
             "batch size",
             -1,
             {
-                "quick": _quick("batch_size", (8, 16, 32, 64, 128, 256)),
+                "quick": _quick("batch_size", (16, 32, 64, 128, 256, 512)),
                 # 62,400 iterations of 128 images are 160 epochs.
                 "paper": _paper("batch_size", (16, 32, 64, 128, 256, 512), batch_size=128),
             },
@@ -252,7 +252,7 @@ GRIDS = {
             "radius of SAM",
             1,
             {
-                "quick": _quick("sam_rho", (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)),
+                "quick": _quick("sam_rho", (0.0, 0.05, 0.1, 0.2, 0.35, 0.5)),
                 "paper": _paper("sam_rho", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
             },
         ),

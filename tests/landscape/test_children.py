@@ -10,7 +10,13 @@ from torch import nn
 
 from prunelimit.datasets import DeviceSplit
 from prunelimit.errors import PruneLimitError
-from prunelimit.landscape import linear_mode_connectivity, measure_pair, output_similarity, prune_parent, regime_parameters
+from prunelimit.landscape import (
+    linear_mode_connectivity,
+    measure_pair,
+    output_similarity,
+    prune_parent,
+    regime_parameters,
+)
 
 
 def convolutional() -> nn.Module:

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from prunelimit import cli_records, cli_regimes, cli_synthesis
 from prunelimit.cli_options import Device, check_device, out, say
-from prunelimit.cli_records import add_commands
 from prunelimit.errors import PruneLimitError, unknown_name
 
 app = typer.Typer(
@@ -142,7 +142,8 @@ def _load_weights(path: Path, arch: str, dataset: Any) -> Any:
     return network.eval()
 
 
-add_commands(app)
+for module in (cli_records, cli_regimes, cli_synthesis):
+    module.add_commands(app)
 
 
 @app.command()

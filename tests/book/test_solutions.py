@@ -11,7 +11,7 @@ import pytest
 from prunelimit.experiments.store import repository
 
 BOOK = repository() / "book"
-CHAPTERS = sorted((BOOK / "theory").glob("*.md"))
+CHAPTERS = sorted(path for part in ("theory", "regimes") for path in (BOOK / part).glob("*.md"))
 
 
 def directives(text: str, name: str) -> Iterator[tuple[str, str]]:

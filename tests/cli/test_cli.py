@@ -10,7 +10,7 @@ from rich.console import Console
 
 from prunelimit import cli
 
-COMMANDS = ("predict", "run", "resolve", "refit", "rows", "ladder", "figure", "book", "data", "status", "doctor")
+COMMANDS = ("predict", "run", "resolve", "refit", "rows", "ladder", "figure", "book", "data", "status", "doctor", "regimes", "synthesis")
 
 
 @dataclasses.dataclass
@@ -165,3 +165,43 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, call):
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_networks_of_a_profile_are_trained_together_first(call, tmp_path, monkeypatch):
+    from prunelimit.checkpoints import load_checkpoint
+    from prunelimit.experiments import runner
+
+    seen = []
+
+    def record(spec, **options):
+        found = load_checkpoint(tmp_path / "checkpoints" / spec.train.hash)
+        seen.append((spec.train.seed, found[1]["history"][-1]["epoch"], found[1]["history"][-1]["stacked"]))
+        return {"measured": {"sparsity": 0.5}, "provenance": {"throughput": {}}}
+
+    monkeypatch.setattr(runner, "run_limit", record)
+    folders = {"PRUNELIMIT_CACHE": str(tmp_path), "PRUNELIMIT_RESULTS": str(tmp_path / "results")}
+    done = call("run", "mlpnet-mnist", "--seeds", "2", "--together", **folders)
+    assert done.returncode == 0
+    assert seen == [(0, 100, 2), (1, 100, 2)]
+
+
+def test_a_grid_stops_at_its_time_and_says_how_to_go_on(call, tmp_path):
+    folders = {"PRUNELIMIT_CACHE": str(tmp_path), "PRUNELIMIT_RESULTS": str(tmp_path / "results")}
+    done = call("regimes", "epochs", "--time-budget", "0.001", **folders)
+    assert done.returncode == 0
+    assert "epochs quick: out of time" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("epoch",), "grid='epoch' is unknown"),
+        (("rho", "--profile", "laptop"), "profile='laptop' is not defined for rho"),
+        (("rho", "--network", "vgg17"), "network='vgg17' is unknown"),
+        (("rho", "--distribution", "even"), "distribution='even' is unknown"),
+    ],
+)
+def test_grids_that_do_not_exist_are_refused(words, message, call, tmp_path):
+    done = call("regimes", *words, PRUNELIMIT_RESULTS=str(tmp_path))
+    assert done.returncode == 2
+    assert message in done.stderr

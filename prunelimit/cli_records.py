@@ -303,6 +303,8 @@ def status(seeds: Annotated[int, typer.Option(help="How many seeds to look for."
     """
     from prunelimit.experiments.catalogue import LADDERS, PROFILES, TASKS
     from prunelimit.experiments.ladder import EXPERIMENT as LADDER
+    from prunelimit.experiments.regime_grids import GRIDS
+    from prunelimit.experiments.regimes import EXPERIMENT as REGIMES
     from prunelimit.experiments.runner import EXPERIMENT, check_seeds
     from prunelimit.experiments.store import load_record, results_folder
 
@@ -322,6 +324,12 @@ def status(seeds: Annotated[int, typer.Option(help="How many seeds to look for."
     out.print(table)
     say("fill a cell with: prunelimit run TASK --profile PROFILE --missing")
     say(f"one of {' and '.join(LADDERS)} with: prunelimit ladder TASK --profile PROFILE")
+    table = Table("grid", *profiles, title="recorded cells of the three-regime grids")
+    for grid in GRIDS.values():
+        found = [grid.settings(p) if p in grid.profiles else None for p in profiles]
+        table.add_row(grid.name, *(count(REGIMES, [s.spec(*c) for c in s.cells()] if s else []) for s in found))
+    out.print(table)
+    say("fill them with: prunelimit regimes GRID --profile PROFILE --missing")
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -100,7 +100,7 @@ def test_a_run_without_time_says_how_to_go_on(command, tmp_path, call):
 def test_status_shows_every_task(call):
     done = call("status")
     assert done.returncode == 0
-    assert all(name in done.stdout for name in ("fc5-cifar10", "fc12-cifar10", "resnet20-cifar10"))
+    assert all(name in done.stdout for name in ("fc5-cifar10", "fc12-cifar10", "resnet20-cifar10", "learning-rate"))
 
 
 def test_doctor_finds_nothing_wrong(call):

@@ -8,35 +8,47 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunelimit.datasets import load_dataset
     from prunelimit.errors import PruneLimitError
+    from prunelimit.layers import LayerLimits, layer_limits
     from prunelimit.limit import PruningLimit
     from prunelimit.models import build_model
     from prunelimit.predict import predict_limit
-    from prunelimit.pruning import apply_masks, magnitude_masks
+    from prunelimit.pruning import apply_masks, magnitude_masks, structured_masks
+    from prunelimit.report import Report, limit_report
     from prunelimit.training import TrainSpec, train
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "LayerLimits": "layers",
     "PruneLimitError": "errors",
     "PruningLimit": "limit",
+    "Report": "report",
     "TrainSpec": "training",
     "apply_masks": "pruning",
     "build_model": "models",
+    "layer_limits": "layers",
+    "limit_report": "report",
     "load_dataset": "datasets",
     "magnitude_masks": "pruning",
     "predict_limit": "predict",
+    "structured_masks": "pruning",
     "train": "training",
 }
 
 __all__ = [
+    "LayerLimits",
     "PruneLimitError",
     "PruningLimit",
+    "Report",
     "TrainSpec",
     "apply_masks",
     "build_model",
+    "layer_limits",
+    "limit_report",
     "load_dataset",
     "magnitude_masks",
     "predict_limit",
+    "structured_masks",
     "train",
 ]
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from prunelimit import cli_records, cli_regimes, cli_synthesis
-from prunelimit.cli_options import Device, check_device, out, say
-from prunelimit.errors import PruneLimitError, unknown_name
+from prunelimit import cli_predict, cli_records, cli_regimes, cli_synthesis
+from prunelimit.cli_options import out, say
+from prunelimit.errors import PruneLimitError
 
 app = typer.Typer(
     name="prunelimit",
@@ -34,115 +34,7 @@ def _checkout() -> Path:
     return root
 
 
-@app.command()
-def predict(
-    model: Annotated[
-        str, typer.Option(help="A network of the catalogue (it is trained first if need be), or FILE.safetensors.")
-    ],
-    data: Annotated[str, typer.Option(help="Data set, for example digits or cifar10.")],
-    arch: Annotated[str, typer.Option(help="Network that FILE.safetensors belongs to, for example fc5.")] = "",
-    method: Annotated[
-        str,
-        typer.Option(
-            help="formula (the theorem), cone, cut (it knows the step), directional, refit (kept weights move), or measured."
-        ),
-    ] = "formula",
-    curvature: Annotated[str, typer.Option(help="hessian (absolute eigenvalues), or ggn.")] = "hessian",
-    epsilon: Annotated[
-        float | None,
-        typer.Option(help="Tolerated rise of the training loss in nats. Default: its spread over batches."),
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Hessian products per probe; more steps narrow the interval.")] = 64,
-    probes: Annotated[int, typer.Option(help="Random probes; more probes reduce noise on small networks.")] = 1,
-    examples: Annotated[int, typer.Option(help="Training images behind the curvature; 0 for all.")] = 2000,
-    low_memory: Annotated[bool, typer.Option("--low-memory", help="Run Lanczos without a basis.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the probes and of the training.")] = 0,
-    device: Device = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
-) -> None:
-    """Predict how far a network can be pruned.
-
-    Started by torchrun, the processes share the data of every curvature product, and the first one prints.
-
-    Example: `prunelimit predict --model fc5-quick --data digits --method directional`
-    """
-    from torch.nn.functional import cross_entropy
-
-    from prunelimit.curvature.distributed import joined_processes
-    from prunelimit.datasets import load_dataset
-    from prunelimit.predict import SPECTRAL, predict_limit
-
-    check_device(device)
-    with joined_processes(device) as rank:
-        dataset = load_dataset(data)
-        network = _load_network(model, arch, dataset, seed, device)
-        split = dataset.on_device("train", device)
-        count = min(examples, len(split)) if examples else len(split)
-        sampled = method in SPECTRAL and count < len(split)
-        limit = predict_limit(
-            network,
-            cross_entropy,
-            split.tensors() if sampled else split.tensors(count),
-            epsilon=epsilon,
-            curvature=curvature,
-            method=method,
-            steps=steps,
-            probes=probes,
-            seed=seed,
-            examples=count if sampled else None,
-            low_memory=low_memory,
-            progress=not as_json and rank == 0,
-        )
-    if rank:
-        return
-    if as_json:
-        print(json.dumps(limit.to_dict()))
-    else:
-        say(str(limit))
-
-
-def _load_network(model: str, arch: str, dataset: Any, seed: int, device: str) -> Any:
-    """Give the trained network that a name or a file stands for."""
-    from prunelimit.experiments.catalogue import PROFILES, TASKS
-    from prunelimit.models import MODELS
-    from prunelimit.training import train
-
-    if model.endswith(".safetensors"):
-        return _load_weights(Path(model), arch, dataset).to(device)
-    if model not in MODELS:
-        raise unknown_name("model", model, MODELS)
-    for task in TASKS.values():
-        for profile in reversed(PROFILES):
-            if profile in task.profiles:
-                spec = task.spec(profile, seed).train
-                if (spec.model, spec.dataset) == (model, dataset.name):
-                    return train(spec, device=device, dataset=dataset, progress=True).model.eval()
-    raise PruneLimitError(
-        f"model={model!r} has no recipe for {dataset.name}: give trained weights, --model FILE.safetensors --arch {model}."
-    )
-
-
-def _load_weights(path: Path, arch: str, dataset: Any) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from prunelimit.models import build_model
-
-    if not path.is_file():
-        raise PruneLimitError(f"model={str(path)!r} is not a file: give the path of a safetensors file.")
-    if not arch:
-        raise PruneLimitError(f"arch is missing: say which network {path.name} belongs to, for example --arch fc5.")
-    network = build_model(arch, input_shape=dataset.image_shape, num_classes=dataset.num_classes)
-    try:
-        network.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise PruneLimitError(
-            f"model={str(path)!r} does not fit {arch} on {dataset.name}: {str(error).splitlines()[0]}"
-        ) from error
-    return network.eval()
-
-
-for module in (cli_records, cli_regimes, cli_synthesis):
+for module in (cli_predict, cli_records, cli_regimes, cli_synthesis):
     module.add_commands(app)
 
 

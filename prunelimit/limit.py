@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
-from prunelimit.curvature.operator import Batches, LossFunction, mean_loss
+from prunelimit.curvature.data import Batches, LossFunction, joined, mean_loss, split_rows
 from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.errors import PruneLimitError
 from prunelimit.geometry.kinematic import ETA, transition_window
@@ -171,6 +170,7 @@ class PruningLimit:
         spectrum: The Lanczos coefficients, for formula, cone and cut.
         trend: Where the trend from half of the sampled examples to all of them leads for all the data; ``None`` if the
             Hessian is that of all the data. It lies in the interval.
+        terms: What N counts: ``"examples"``, or ``"targets"`` where some targets have no part in the loss.
     """
 
     sparsity: float
@@ -187,6 +187,7 @@ class PruningLimit:
     examples: int
     spectrum: Spectrum | None = None
     trend: float | None = None
+    terms: str = "examples"
 
     @property
     def density(self) -> float:
@@ -222,7 +223,7 @@ class PruningLimit:
         lines = [
             f"PruningLimit by {self.method}: remove at most {self.sparsity:.1%} of {self.total:,} weights",
             f"  interval   {self.interval[0]:.1%} to {self.interval[1]:.1%} ({state})",
-            f"  epsilon    {self.epsilon:.4g} nats over {self.examples:,} examples, distance R = {self.radius:.4g}",
+            f"  epsilon    {self.epsilon:.4g} nats over {self.examples:,} {self.terms}, distance R = {self.radius:.4g}",
         ]
         if self.lower is not None and self.upper is not None:
             lines.append(
@@ -238,7 +239,7 @@ class PruningLimit:
                 "interval",
                 f"{self.interval[0]:.1%} – {self.interval[1]:.1%}{'' if self.resolved else ' (not resolved)'}",
             ),
-            ("epsilon", f"{self.epsilon:.4g} nats over {self.examples:,} examples"),
+            ("epsilon", f"{self.epsilon:.4g} nats over {self.examples:,} {self.terms}"),
             ("method", self.method),
         ]
         cells = "".join(f"<tr><th scope='row'>{name}</th><td>{value}</td></tr>" for name, value in rows)
@@ -273,7 +274,7 @@ def default_epsilon(model: nn.Module, loss_fn: LossFunction, batches: Batches) -
     Args:
         model: The trained network.
         loss_fn: Maps output and targets to the batch's mean loss.
-        batches: The training data; re-cut where batches are tensors, otherwise used as they are.
+        batches: The training data; re-cut where batches can be cut and are of one shape, otherwise used as they are.
 
     Returns:
         Epsilon in the units of the loss.
@@ -281,11 +282,11 @@ def default_epsilon(model: nn.Module, loss_fn: LossFunction, batches: Batches) -
     Raises:
         PruneLimitError: If there are fewer than two batches or their losses are all equal.
     """
-    if all(isinstance(inputs, Tensor) for inputs, _ in batches):
-        inputs = torch.cat([i for i, _ in batches])
-        targets = torch.cat([t for _, t in batches])
+    together = joined(batches)
+    if together is not None:
+        inputs, targets = together
         whole = len(targets) - len(targets) % EPSILON_BATCH or len(targets)
-        batches = list(zip(inputs[:whole].split(EPSILON_BATCH), targets[:whole].split(EPSILON_BATCH), strict=True))
+        batches = split_rows([(inputs[:whole], targets[:whole])], EPSILON_BATCH)
     _, losses = dense_loss(model, loss_fn, batches)
     epsilon = float(np.std(losses, ddof=1)) if len(losses) > 1 else 0.0
     if not epsilon > 0:

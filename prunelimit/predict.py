@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from prunelimit.adapters import Adapted, adapt
 from prunelimit.curvature import GGNOperator, HessianOperator, Spectrum, spectrum
+from prunelimit.curvature.data import Batches, LossFunction, joined, map_tensors
 from prunelimit.curvature.lanczos import scrambled_seed
-from prunelimit.curvature.operator import Batches, CurvatureOperator, LossFunction, as_batches
+from prunelimit.curvature.operator import CurvatureOperator
 from prunelimit.curvature.reduce import reduced_operator
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.limit import PruningLimit, check_epsilon, default_epsilon, formula_limit, stretch_to_population
@@ -29,7 +32,7 @@ CURVATURES: dict[str, type[CurvatureOperator]] = {"hessian": HessianOperator, "g
 
 def predict_limit(
     model: nn.Module,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     data: Any,
     *,
     epsilon: float | None = None,
@@ -48,9 +51,14 @@ def predict_limit(
     """Predict how far a network can be pruned.
 
     Args:
-        model: Any torch module; left exactly as it was.
-        loss_fn: Maps the model's output and the targets of a batch to the batch's mean loss.
-        data: Training data: an iterable of ``(inputs, targets)`` batches, or a pair of tensors.
+        model: Any torch module; left exactly as it was. A lazily initialised one is initialised by the first batch; one
+            in float16 or bfloat16 is computed with in float32, on a copy.
+        loss_fn: Maps the model's output and the targets of a batch to the batch's mean loss; ``None`` if the model
+            returns its own. Outputs with ``logits``, and tuples, are unpacked for a loss that cannot take them.
+        data: Training data: an iterable of batches, a pair of tensors or one dictionary of them. Batches are
+            ``(inputs, targets)``, ``(first, second, ..., targets)``, or dictionaries, whose labels are taken out before the rest
+            become the model's keyword arguments. Batches count by the number of their examples, or of the targets that are
+            not ``ignore_index``; :mod:`prunelimit.adapters` has the details.
         epsilon: Tolerated rise of the mean loss; by default its standard deviation over batches of 128.
         prunable: Names of the prunable parameters; by default the weights of linear and convolution layers.
         curvature: ``"hessian"``: absolute values of the eigenvalues of the Hessian, as in the paper's released code;
@@ -87,83 +95,133 @@ def predict_limit(
         >>> 0 < limit.sparsity < 1
         True
     """
-    if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
-    if curvature not in CURVATURES:
-        raise unknown_name("curvature", curvature, CURVATURES)
-    check_tolerance(tolerance)
+    if loss_fn is None and curvature == "ggn":
+        raise PruneLimitError(
+            "curvature='ggn' needs the loss apart from the model: give loss_fn, or curvature='hessian'."
+        )
+    settings = Settings(
+        prunable, curvature, method, steps, probes, seed, examples, low_memory, masks, tolerance, progress
+    )
+    return predict_adapted(adapt(model, loss_fn, data), epsilon, settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Arguments of :func:`predict_limit` beside the network, the data and epsilon; checked when they are made."""
+
+    prunable: Sequence[str] | None = None
+    curvature: str = "hessian"
+    method: str = "formula"
+    steps: int = 64
+    probes: int = 1
+    seed: int = 0
+    examples: int | None = None
+    low_memory: bool = False
+    masks: Callable[[float], Masks] | None = None
+    tolerance: float = 0.001
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise unknown_name("method", self.method, METHODS)
+        if self.curvature not in CURVATURES:
+            raise unknown_name("curvature", self.curvature, CURVATURES)
+        check_tolerance(self.tolerance)
+
+
+def predict_adapted(adapted: Adapted, epsilon: float | None, settings: Settings) -> PruningLimit:
+    """Predict how far a network can be pruned whose model, loss and batches fit together already.
+
+    Args:
+        adapted: What :func:`~prunelimit.adapters.adapt` gives.
+        epsilon: Tolerated rise of the mean loss; by default its standard deviation over batches of 128.
+        settings: The other arguments of :func:`predict_limit`.
+
+    Returns:
+        The limit with its interval.
+
+    Raises:
+        PruneLimitError: If an argument cannot be used; the message names it and the fix.
+    """
     start = time.monotonic()
+    model, loss_fn, batches = adapted.model, adapted.loss_fn, adapted.batches
     with suited_threads(model):
-        parameters = prunable_parameters(model, prunable)
-        batches = as_batches(data)
-        total = sum(len(targets) for _, targets in batches)
-        if examples is not None and (method not in SPECTRAL or not 2 <= examples <= total):
+        parameters = prunable_parameters(model, settings.prunable)
+        total, examples = sum(len(targets) for _, targets in batches), settings.examples
+        if examples is not None and (settings.method not in SPECTRAL or not 2 <= examples <= total):
             raise PruneLimitError(
-                f"examples={examples!r} must lie between 2 and the {total} examples given, and serves the methods "
+                f"examples={examples!r} must lie between 2 and the {total} {adapted.terms} given, and serves the methods "
                 f"{', '.join(SPECTRAL)}."
             )
         if epsilon is None:
             epsilon = default_epsilon(model, loss_fn, batches)
         check_epsilon(epsilon)
-        path: PruningPath = MagnitudePath(model, prunable)
-        if masks is not None:
-            path = MaskPath(list(parameters), list(parameters.values()), masks)
-        if method == "measured":
-            return measured_limit(model, loss_fn, batches, path, parameters, epsilon, tolerance=tolerance)
-        operator_type = CURVATURES[curvature]
-        if method in SPECTRAL:
-
-            def solve(part: Any) -> PruningLimit:
-                operator, reduced = reduced_operator(operator_type, model, loss_fn, part, list(parameters))
-
-                def watch(known: Spectrum) -> dict[str, str]:
-                    low, high = formula_limit(known, path.distance, epsilon).interval
-                    return {"limit": f"{low:.2%} to {high:.2%}"}
-
-                found = spectrum(
-                    operator,
-                    steps=steps,
-                    probes=probes,
-                    seed=seed,
-                    nullity=0 if reduced is None else reduced.nullity,
-                    low_memory=low_memory,
-                    progress=progress,
-                    watch=watch,
-                )
-                if method != "formula":
-
-                    def look(sparsity: float) -> Sight:
-                        step = path.displacement(sparsity)
-                        restrict = None if reduced is None else reduced.restrict
-                        return sight_along(operator, step, steps, restrict, low_memory)
-
-                    limit = sight_limit(
-                        look, found, path, epsilon, method, tolerance=tolerance, examples=operator.examples
-                    )
-                else:
-                    limit = formula_limit(found, path.distance, epsilon, examples=operator.examples)
-                limit.cost["products"] = float(operator.products)
-                return limit
-
-            if examples is None or examples == total:
-                limit = solve(batches)
-            else:
-                half, whole = (solve(_sample(batches, count, seed)) for count in (examples // 2, examples))
-                whole.cost["products"] += half.cost["products"]
-                limit = stretch_to_population(whole, half, total)
+        path: PruningPath = MagnitudePath(model, settings.prunable)
+        if settings.masks is not None:
+            path = MaskPath(list(parameters), list(parameters.values()), settings.masks)
+        if settings.method == "measured":
+            limit = measured_limit(model, loss_fn, batches, path, parameters, epsilon, tolerance=settings.tolerance)
+        elif settings.method in SPECTRAL:
+            limit = _spectral_limit(adapted, list(parameters), path, epsilon, settings)
             limit.cost["seconds"] = time.monotonic() - start
-            return limit
-        operator = operator_type(model, loss_fn, batches, prunable=list(parameters))
-        if method == "directional":
-            return directional_limit(operator, path, epsilon, tolerance=tolerance)
-        return refit_limit(operator, path, epsilon, tolerance=tolerance)
+        else:
+            operator = CURVATURES[settings.curvature](model, loss_fn, batches, prunable=list(parameters))
+            solve = directional_limit if settings.method == "directional" else refit_limit
+            limit = solve(operator, path, epsilon, tolerance=settings.tolerance)
+    return dataclasses.replace(limit, terms=adapted.terms)
 
 
-def _sample(batches: Batches, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def _spectral_limit(
+    adapted: Adapted, names: list[str], path: PruningPath, epsilon: float, settings: Settings
+) -> PruningLimit:
+    """Solve for formula, cone or cut; from a sample, twice."""
+    kind, low_memory = CURVATURES[settings.curvature], settings.low_memory
+
+    def solve(part: Batches) -> PruningLimit:
+        operator, reduced = reduced_operator(kind, adapted.model, adapted.loss_fn, part, names)
+
+        def watch(known: Spectrum) -> dict[str, str]:
+            low, high = formula_limit(known, path.distance, epsilon).interval
+            return {"limit": f"{low:.2%} to {high:.2%}"}
+
+        found = spectrum(
+            operator,
+            steps=settings.steps,
+            probes=settings.probes,
+            seed=settings.seed,
+            nullity=0 if reduced is None else reduced.nullity,
+            low_memory=low_memory,
+            progress=settings.progress,
+            watch=watch,
+        )
+        if settings.method == "formula":
+            limit = formula_limit(found, path.distance, epsilon, examples=operator.examples)
+        else:
+            restrict = None if reduced is None else reduced.restrict
+
+            def look(sparsity: float) -> Sight:
+                return sight_along(operator, path.displacement(sparsity), settings.steps, restrict, low_memory)
+
+            limit = sight_limit(
+                look, found, path, epsilon, settings.method, tolerance=settings.tolerance, examples=operator.examples
+            )
+        limit.cost["products"] = float(operator.products)
+        return limit
+
+    total, examples = sum(len(targets) for _, targets in adapted.batches), settings.examples
+    if examples is None or examples == total:
+        return solve(adapted.batches)
+    half, whole = (solve(_sample(adapted.batches, count, settings.seed)) for count in (examples // 2, examples))
+    whole.cost["products"] += half.cost["products"]
+    return stretch_to_population(whole, half, total)
+
+
+def _sample(batches: Batches, count: int, seed: int) -> Batches:
     """Draw examples at random; a smaller sample with the same seed is part of a larger one."""
-    if not all(isinstance(inputs, Tensor) for inputs, _ in batches):
-        raise PruneLimitError("examples= needs inputs that are tensors: leave it out, or give fewer batches as data.")
-    inputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(scrambled_seed(seed, "sample")))
-    chosen = order[:count].to(inputs.device)
-    return inputs[chosen], targets[chosen.to(targets.device)]
+    together = joined(batches)
+    if together is None:
+        raise PruneLimitError(
+            "examples= needs batches of one shape, cut by examples: leave it out, or give fewer batches as data."
+        )
+    order = torch.randperm(len(together[1]), generator=torch.Generator().manual_seed(scrambled_seed(seed, "sample")))
+    return [tuple(map_tensors(part, lambda tensor: tensor[order[:count].to(tensor.device)]) for part in together)]

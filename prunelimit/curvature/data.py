@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,8 +12,72 @@ from torch import Tensor, nn
 
 from prunelimit.errors import PruneLimitError
 
-LossFunction = Callable[[Any, Tensor], Tensor]
-Batches = list[tuple[Any, Tensor]]
+LossFunction = Callable[[Any, Any], Tensor]
+#: Inputs and targets of each batch; ``len(targets)`` is how many terms the batch's mean loss is over.
+Batches = list[tuple[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """How a network is called on one batch, where that is not ``model(inputs)``.
+
+    Attributes:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        unpack: Takes what the loss needs out of what the network returns; ``None`` leaves it as it is.
+        rows: Whether the batch can be cut: every tensor has one row per target, and the loss is a mean over rows.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    unpack: Callable[[Any], Any] | None = None
+    rows: bool = False
+
+    def change(self, change: Callable[[Tensor], Tensor]) -> Arguments:
+        """Change every tensor."""
+        args, kwargs = map_tensors(self.args, change), map_tensors(self.kwargs, change)
+        return dataclasses.replace(self, args=args, kwargs=kwargs)
+
+    def __getitem__(self, rows: slice) -> Arguments:
+        """Take some rows."""
+        return self.change(lambda tensor: tensor[rows])
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """Targets whose batch's mean loss is over so many terms, for example the tokens that are not ignored.
+
+    Attributes:
+        value: The targets, as the loss takes them.
+        count: Number of terms, which ``len`` returns.
+    """
+
+    value: Any
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def call_model(model: Callable[..., Any], inputs: Any) -> Any:
+    """Run a network on a batch's inputs.
+
+    Args:
+        model: The network, or a function that stands for it.
+        inputs: One argument, or :class:`Arguments`.
+
+    Returns:
+        What the loss takes.
+    """
+    if not isinstance(inputs, Arguments):
+        return model(inputs)
+    output = model(*inputs.args, **inputs.kwargs)
+    return output if inputs.unpack is None else inputs.unpack(output)
+
+
+def bare(targets: Any) -> Any:
+    """Return targets as the loss takes them."""
+    return targets.value if isinstance(targets, Counted) else targets
 
 
 def as_batches(data: Any, batch_size: int | None = 1000) -> Batches:
@@ -37,7 +102,10 @@ def as_batches(data: Any, batch_size: int | None = 1000) -> Batches:
         batches = split_rows([(inputs, targets)], batch_size)
     else:
         try:
-            batches = [(inputs, targets) for inputs, targets in data]
+            parts = list(data)
+            if any(isinstance(part, Mapping) for part in parts):
+                raise TypeError
+            batches = [(inputs, targets) for inputs, targets in parts]
         except (TypeError, ValueError) as error:
             raise PruneLimitError(
                 f"data={type(data).__name__} is neither a pair of tensors nor an iterable of (inputs, targets) batches."
@@ -45,7 +113,7 @@ def as_batches(data: Any, batch_size: int | None = 1000) -> Batches:
     if not batches or not all(len(targets) for _, targets in batches):
         raise PruneLimitError("data is empty: give at least one batch with at least one example.")
     for number, (inputs, targets) in enumerate(batches):
-        if isinstance(inputs, Tensor) and len(inputs) != len(targets):
+        if isinstance(inputs, Tensor) and not isinstance(targets, Counted) and len(inputs) != len(targets):
             raise PruneLimitError(
                 f"data batch {number} has {len(inputs)} inputs and {len(targets)} targets: give one target per input."
             )
@@ -53,8 +121,11 @@ def as_batches(data: Any, batch_size: int | None = 1000) -> Batches:
 
 
 def has_rows(batch: tuple[Any, Any]) -> bool:
-    """Tell whether a batch can be cut by rows: a pair of tensors."""
-    return isinstance(batch[0], Tensor) and isinstance(batch[1], Tensor)
+    """Tell whether a batch can be cut by rows: a pair of tensors, or arguments that say so."""
+    inputs, targets = batch
+    return isinstance(targets, Tensor) and (
+        isinstance(inputs, Tensor) or (isinstance(inputs, Arguments) and inputs.rows)
+    )
 
 
 def split_rows(batches: Batches, rows: int | None) -> Batches:
@@ -72,8 +143,31 @@ def split_rows(batches: Batches, rows: int | None) -> Batches:
         if rows is None or not has_rows((inputs, targets)) or len(targets) <= rows:
             pieces.append((inputs, targets))
         else:
-            pieces += zip(inputs.split(rows), targets.split(rows), strict=True)
+            for start in range(0, len(targets), rows):
+                pieces.append((inputs[start : start + rows], targets[start : start + rows]))
     return pieces
+
+
+def joined(batches: Batches) -> tuple[Any, Tensor] | None:
+    """Put batches that can be cut together into one.
+
+    Args:
+        batches: The batches.
+
+    Returns:
+        One batch with all rows, or ``None`` if some cannot be cut or their shapes differ.
+    """
+    if not all(has_rows(batch) for batch in batches) or len({type(inputs) for inputs, _ in batches}) > 1:
+        return None
+    first = batches[0][0]
+    parts: list[list[Tensor]] = []
+    for inputs, _ in batches:
+        parts.append([])
+        map_tensors(inputs, parts[-1].append)  # type: ignore[arg-type]
+    if len({tuple(part.shape[1:] for part in row) for row in parts}) > 1:
+        return None
+    columns = iter([torch.cat(column) for column in zip(*parts, strict=True)])
+    return map_tensors(first, lambda _: next(columns)), torch.cat([targets for _, targets in batches])
 
 
 @contextmanager
@@ -94,7 +188,7 @@ def scalar_loss(loss_fn: LossFunction, output: Any, targets: Tensor) -> Tensor:
     Args:
         loss_fn: Maps output and targets to the batch's mean loss.
         output: What the network gave for the batch.
-        targets: The batch's targets.
+        targets: The batch's targets, on any device.
 
     Returns:
         The mean loss, without dimensions.
@@ -102,7 +196,7 @@ def scalar_loss(loss_fn: LossFunction, output: Any, targets: Tensor) -> Tensor:
     Raises:
         PruneLimitError: If it has any.
     """
-    loss = loss_fn(output, targets)
+    loss = loss_fn(output, bare(targets))
     if loss.ndim:
         raise PruneLimitError(f"loss_fn returned shape {tuple(loss.shape)}: return the mean loss, a scalar.")
     return loss
@@ -122,15 +216,17 @@ def mean_loss(
         Mean loss, and the loss of each batch.
     """
     losses, sizes = [], []
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with evaluation_mode(model), torch.no_grad():
-        for inputs, targets in batches:
-            losses.append(float(scalar_loss(loss_fn, model(inputs), targets)))
+        for batch in batches:
+            inputs, targets = (map_tensors(part, lambda tensor: tensor.to(device)) for part in batch)
+            losses.append(float(scalar_loss(loss_fn, call_model(model, inputs), targets)))
             sizes.append(len(targets))
     return sum(a * b for a, b in zip(losses, sizes, strict=True)) / sum(sizes), losses
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Change every tensor of a batch's inputs, which may be nested in lists, tuples and dictionaries.
+    """Change every tensor of a batch's inputs or targets, which may be nested in lists, tuples and dictionaries.
 
     Args:
         value: The inputs.
@@ -141,6 +237,10 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """
     if isinstance(value, Tensor):
         return change(value)
+    if isinstance(value, Arguments):
+        return value.change(change)
+    if isinstance(value, Counted):
+        return Counted(map_tensors(value.value, change), value.count)
     if type(value) is dict:
         return {key: map_tensors(part, change) for key, part in value.items()}
     if type(value) in {list, tuple}:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelimit.errors import PruneLimitError
+from prunelimit.curvature.data import scalar_loss
 
 #: Modules that do nothing in evaluation mode.
 _SILENT = (nn.Identity, nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -193,9 +193,7 @@ class MLPRule:
             curves.append(curve)
         with torch.enable_grad():
             output = z.detach().requires_grad_()
-            loss = self.loss_fn(output.reshape(*lead, output.shape[-1]), targets)
-            if loss.ndim:
-                raise PruneLimitError(f"loss_fn returned shape {tuple(loss.shape)}: return the mean loss, a scalar.")
+            loss = scalar_loss(self.loss_fn, output.reshape(*lead, output.shape[-1]), targets)
             (upper,) = torch.autograd.grad(loss, output, create_graph=True)
         delta = upper.detach()
         deltas: list[Tensor] = [delta]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from prunelimit.curvature.data import LossFunction, evaluation_mode, map_tensors, scalar_loss
+from prunelimit.curvature.data import LossFunction, call_model, evaluation_mode, map_tensors, scalar_loss
 from prunelimit.curvature.layers import CheapSecondDerivatives
 from prunelimit.errors import PruneLimitError
 
@@ -21,8 +22,15 @@ from prunelimit.errors import PruneLimitError
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Look behind wrappers that cannot be differentiated twice: compiled and data-parallel modules."""
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Look behind wrappers that cannot be differentiated twice: compiled and data-parallel modules.
+
+    Args:
+        model: Any torch module.
+
+    Returns:
+        The module inside, or the module itself.
+    """
     while True:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             model = model.module
@@ -45,6 +53,10 @@ def _plain_kernels(module: nn.Module) -> Iterator[None]:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _functional_call(module: nn.Module, values: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    return functional_call(module, values, args, kwargs)
 
 
 class Network:
@@ -82,7 +94,7 @@ class Network:
     def refresh(self) -> None:
         """Read the model's parameters again, and convert a new copy if one is needed."""
         places = {name: place for place, (name, _) in enumerate(self.model.named_parameters())}
-        self.module, self.loss_fn = _unwrapped(self.model), self._user_loss_fn
+        self.module, self.loss_fn = unwrapped(self.model), self._user_loss_fn
         if self._convert is not None:
             try:
                 self.module = copy.deepcopy(self.module).to(self._convert)
@@ -130,7 +142,7 @@ class Network:
     def output(self, inputs: Any) -> Any:
         """Run the network on a batch's inputs, which are in place."""
         with self._autocast() if self.half else CheapSecondDerivatives():  # the mode would bypass autocast
-            return self._widened(self.module(inputs))
+            return self._widened(call_model(self.module, inputs))
 
     def loss(self, output: Any, targets: Tensor) -> Tensor:
         """Give the mean loss of a batch."""
@@ -152,5 +164,6 @@ class Network:
                 name: forward_ad.make_dual(p, part)
                 for name, p, part in zip(self.own_names, self.parameters, column, strict=True)
             }
-            output = self._widened(functional_call(self.module, moving, (inputs,)))
+            run = partial(_functional_call, self.module, moving)
+            output = self._widened(call_model(run, inputs))
             return forward_ad.unpack_dual(output).tangent

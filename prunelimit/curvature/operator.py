@@ -146,7 +146,8 @@ class CurvatureOperator:
         from prunelimit.curvature.mlp import mlp_rule
 
         network = self._network
-        found = None if network.half else mlp_rule(network.module, network.loss_fn, network.parameters)
+        plain = not network.half and all(isinstance(inputs, Tensor) for inputs, _ in self._source)
+        found = None if not plain else mlp_rule(network.module, network.loss_fn, network.parameters)
         if found is None and self._wanted == "mlp":
             raise PruneLimitError(
                 "rule='mlp' needs a chain of linear layers and activations, not in bfloat16: leave rule out."

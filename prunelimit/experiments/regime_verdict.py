@@ -6,6 +6,7 @@ The digitised map of the published figure stands beside every claim that it can 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -86,9 +87,10 @@ def _of_ours(summary: pd.DataFrame, rule: str) -> pd.DataFrame:
     return summary[(summary.rule == rule) & ~summary.title.str.contains("digitised")]
 
 
-def _points(row: pd.Series, column: str) -> str:
-    low, high = row[f"{column}_low"], row[f"{column}_high"]
-    return f"{100 * row[column]:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+def _gain(row: dict[Any, Any]) -> str:
+    """Write a gain in points, with its interval."""
+    mean, low, high = (100 * row[name] for name in ("gain", "gain_low", "gain_high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def direction_finding(cells: pd.DataFrame) -> Finding:
@@ -127,7 +129,7 @@ def choice_findings(cells: pd.DataFrame) -> list[Finding]:
     found = []
     for name, words in {"lmc+error": "test error", "lmc+cka": "similarity"}.items():
         own = _of_ours(summary, name)
-        text = "; ".join(f"{row.title}: {_points(pd.Series(row._asdict()), 'gain')}" for row in own.itertuples())
+        text = "; ".join(f"{row['title']}: {_gain(row)}" for row in own.to_dict("records"))
         claim = f"Connectivity with {words} chooses a better network to prune than dense accuracy"
         verdict = _share(list(own.gain_low > 0))
         found.append(Finding(claim, verdict, f"gain in points: {text or 'no record'}", rule, "choose_model"))
@@ -149,9 +151,9 @@ def radius_finding(cells: pd.DataFrame) -> Finding:
     own = summary[(summary.rule == "step") & summary.title.str.startswith(find_grid("rho").title)]
     if own.empty:
         return Finding(claim, "not decided", "no record", rule, "tune_rho")
-    row = own.iloc[0]
-    verdict = "holds" if row.gain_low > 0 else "holds in part" if row.gain > 0 else "does not hold"
-    return Finding(claim, verdict, f"gain over {DEFAULT_RHO:g} in points: {_points(row, 'gain')}", rule, "tune_rho")
+    (row,) = own.to_dict("records")
+    verdict = "holds" if row["gain_low"] > 0 else "holds in part" if row["gain"] > 0 else "does not hold"
+    return Finding(claim, verdict, f"gain over {DEFAULT_RHO:g} in points: {_gain(row)}", rule, "tune_rho")
 
 
 def regime_findings() -> list[Finding]:

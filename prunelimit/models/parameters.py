@@ -6,9 +6,18 @@ from torch import Tensor, nn
 
 from prunelimit.errors import PruneLimitError, unknown_name
 
+#: Linear layers of other libraries that are no ``nn.Linear``; known by name, so that nothing has to be imported.
+LINEAR_ELSEWHERE = ("transformers.pytorch_utils.Conv1D",)
+
+
+def _full_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
 
 def prunable_names(model: nn.Module) -> list[str]:
     """Name the prunable parameters: weights of linear and convolution layers, in the model's order.
+
+    Linear layers by another name count as well, those in ``LINEAR_ELSEWHERE``.
 
     Args:
         model: Any torch module.
@@ -21,7 +30,7 @@ def prunable_names(model: nn.Module) -> list[str]:
         PruneLimitError: If the model has none.
     """
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    weights = {id(m.weight) for m in model.modules() if isinstance(m, kinds)}
+    weights = {id(m.weight) for m in model.modules() if isinstance(m, kinds) or _full_name(m) in LINEAR_ELSEWHERE}
     names = [name for name, p in model.named_parameters() if id(p) in weights and p.requires_grad]
     if not names:
         raise PruneLimitError(
@@ -29,6 +38,20 @@ def prunable_names(model: nn.Module) -> list[str]:
             "has requires_grad=True, or name the parameters with prunable=[...]."
         )
     return names
+
+
+def output_dimension(model: nn.Module, name: str) -> int:
+    """Say along which dimension of a layer's weight its outputs lie.
+
+    Args:
+        model: Any torch module.
+        name: Name of the parameter.
+
+    Returns:
+        0, except for layers that keep their weight as ``(in, out)``.
+    """
+    layer = model.get_submodule(name.rpartition(".")[0])
+    return int(_full_name(layer) in LINEAR_ELSEWHERE)
 
 
 def match_masks(model: nn.Module, masks: dict[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:

@@ -10,7 +10,21 @@ from rich.console import Console
 
 from prunelimit import cli
 
-COMMANDS = ("predict", "run", "resolve", "refit", "rows", "ladder", "figure", "book", "data", "status", "doctor", "regimes", "synthesis")
+COMMANDS = (
+    "predict",
+    "run",
+    "resolve",
+    "refit",
+    "rows",
+    "ladder",
+    "figure",
+    "book",
+    "data",
+    "status",
+    "doctor",
+    "regimes",
+    "synthesis",
+)
 
 
 @dataclasses.dataclass

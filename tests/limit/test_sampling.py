@@ -61,7 +61,7 @@ def test_examples_serve_the_formula_alone(digits_model: nn.Module, digits_data: 
         predict(digits_model, digits_data, examples=100, method="directional")
 
 
-def test_inputs_that_are_no_tensors_cannot_be_sampled(digits_model: nn.Module, digits_data: Data) -> None:
+def test_inputs_that_are_no_tensors_are_sampled_alike(digits_model: nn.Module, digits_data: Data) -> None:
     class Wrapped(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()
@@ -70,10 +70,24 @@ def test_inputs_that_are_no_tensors_cannot_be_sampled(digits_model: nn.Module, d
         def forward(self, batch: dict[str, Tensor]) -> Tensor:
             return self.inner(batch["image"])
 
-    batches = [({"image": digits_data[0]}, digits_data[1])]
-    with pytest.raises(PruneLimitError, match="examples= needs inputs that are tensors"):
-        predict(Wrapped(digits_model), batches, examples=100)
-    assert predict(Wrapped(digits_model), batches, steps=5).total == 3056
+    images, targets = digits_data
+    batches = [({"image": i}, t) for i, t in zip(images.split(100), targets.split(100), strict=True)]
+    found = predict(Wrapped(digits_model), batches, steps=20, examples=100)
+    expected = predict(digits_model, digits_data, steps=20, examples=100)
+    assert found.sparsity == pytest.approx(
+        expected.sparsity, abs=0.02
+    )  # the plain network is reduced before it is probed
+    assert found.examples == 100
+
+
+def test_batches_of_several_shapes_cannot_be_sampled() -> None:
+    class Mean(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).mean(1)
+
+    batches = [(torch.randn(6, length, 4), torch.arange(6) % 3) for length in (2, 5)]
+    with pytest.raises(PruneLimitError, match="examples= needs batches of one shape"):
+        predict(Mean(4, 3), batches, examples=8)
 
 
 @pytest.fixture

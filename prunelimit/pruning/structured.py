@@ -1,0 +1,152 @@
+"""Structured magnitude pruning: whole channels, heads or other groups of weights leave together.
+
+What counts: a unit is a set of prunable weights, and every prunable weight belongs to exactly one. Units leave in the order
+of their root mean square, the smallest first, so that large and small units can be compared. A sparsity s removes the fewest
+units that hold at least ceil(s D) of the D prunable weights: never less than was asked for, and more by less than one unit.
+An output channel is a unit by the weights that lead to it. Its bias, its normalisation and what the next layer reads from it
+are neither masked nor counted, as everywhere in this library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prunelimit.errors import PruneLimitError, unknown_name
+from prunelimit.models.parameters import output_dimension
+from prunelimit.pruning.magnitude import Masks, check_sparsity, prunable_parameters, removed_count
+
+#: Kinds of units that have a name.
+UNITS = ("channel", "input")
+
+Units = str | Mapping[str, Tensor]
+
+
+class UnitOrder:
+    """The units of a network in the order in which they leave; its :meth:`masks` is a pruner for ``predict_limit``.
+
+    Args:
+        model: The network; its weights are read once, here.
+        unit: ``"channel"``: the weights that lead to one output of a layer, the rows of a linear layer; ``"input"``: those
+            that read one input of a layer; or parameter name to integers that broadcast to the parameter's shape, where
+            weights with equal numbers, of whatever parameters, form a unit. The heads of attention with ``h`` heads of size
+            ``d``, for example, are ``torch.arange(h).repeat_interleave(d)[:, None]`` for the rows of the query, key and value
+            weights, and the same with ``[None, :]`` for the columns of the output weights.
+        prunable: Names of the prunable parameters; by default those of ``unit``, or the weights of linear and
+            convolution layers.
+
+    Attributes:
+        total: Number of prunable weights, D.
+        sizes: ``(units,)`` weights of each unit, in the order in which they leave.
+
+    Raises:
+        PruneLimitError: If the units are unknown or do not fit the parameters.
+
+    Example:
+        >>> layer = torch.nn.Linear(4, 3, bias=False)
+        >>> _ = torch.nn.init.constant_(layer.weight, 1.0)
+        >>> with torch.no_grad():
+        ...     layer.weight[1] /= 2
+        >>> UnitOrder(layer).masks(0.2)["weight"].sum(1)
+        tensor([4., 0., 4.])
+    """
+
+    def __init__(self, model: nn.Module, unit: Units = "channel", prunable: Sequence[str] | None = None) -> None:
+        if isinstance(unit, Mapping):
+            parameters = prunable_parameters(model, list(unit) if prunable is None else prunable)
+            self._units = _numbered(unit, parameters)
+        else:
+            if unit not in UNITS:
+                raise unknown_name("unit", unit, UNITS)
+            parameters = prunable_parameters(model, prunable)
+            self._units = _layer_units(model, parameters, inputs=unit == "input")
+        self._like = {name: p.detach() for name, p in parameters.items()}
+        flat = torch.cat([units.reshape(-1) for units in self._units.values()])
+        weights = torch.cat([p.detach().reshape(-1).double().to(flat.device) for p in parameters.values()])
+        sizes = torch.bincount(flat)
+        squares = torch.zeros(len(sizes), dtype=torch.float64, device=flat.device).index_add_(0, flat, weights**2)
+        mean = squares / sizes
+        # Stable, so that equal units leave in the order of the model.
+        self._order = torch.argsort(mean, stable=True)
+        self.total, self.sizes = weights.numel(), sizes[self._order]
+        self._reached = self.sizes.cumsum(0)
+
+    def masks(self, sparsity: float) -> Masks:
+        """Return the masks that remove the fewest units with at least ``ceil(s D)`` weights.
+
+        Args:
+            sparsity: Fraction of the prunable weights to remove, in ``[0, 1)``.
+
+        Returns:
+            Parameter name to a tensor of its shape and type, 1 where a weight is kept and 0 where it is removed.
+        """
+        wanted = removed_count(check_sparsity(sparsity), self.total)
+        count = int((self._reached < wanted).sum()) + 1 if wanted else 0
+        keep = torch.ones(len(self._order), dtype=torch.bool, device=self._order.device)
+        keep[self._order[:count]] = False
+        return {name: keep[units].to(self._like[name]) for name, units in self._units.items()}
+
+
+def structured_masks(
+    model: nn.Module, sparsity: float, unit: Units = "channel", prunable: Sequence[str] | None = None
+) -> Masks:
+    """Find the masks of one cut that removes whole units by their root mean square.
+
+    In ``predict_limit``, ``masks=UnitOrder(model, unit).masks`` sorts once for all sparsities; with numbered units, give
+    ``prunable=list(unit)`` as well.
+
+    Args:
+        model: Any torch module.
+        sparsity: Fraction of the prunable weights to remove, in ``[0, 1)``; exact to one unit, upwards.
+        unit: As for :class:`UnitOrder`.
+        prunable: As there.
+
+    Returns:
+        Parameter name to a 0-1 tensor of its shape.
+
+    Raises:
+        PruneLimitError: If an argument cannot be used; the message names it and the fix.
+    """
+    check_sparsity(sparsity)
+    return UnitOrder(model, unit, prunable).masks(sparsity)
+
+
+def _layer_units(model: nn.Module, parameters: dict[str, nn.Parameter], *, inputs: bool) -> dict[str, Tensor]:
+    """Number the outputs, or the inputs, of every layer."""
+    found, first = {}, 0
+    for name, p in parameters.items():
+        if p.ndim < 2:
+            raise PruneLimitError(f"prunable={name!r} is no matrix: number its units yourself, unit={{{name!r}: ...}}.")
+        axis = output_dimension(model, name)
+        axis = 1 - axis if inputs else axis
+        shape = [1] * p.ndim
+        shape[axis] = p.shape[axis]
+        numbers = torch.arange(first, first + p.shape[axis], device=p.device)
+        found[name] = numbers.reshape(shape).expand(p.shape)
+        first += p.shape[axis]
+    return found
+
+
+def _numbered(unit: Mapping[str, Tensor], parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Check given numbers, and renumber them without gaps."""
+    if set(unit) != set(parameters):
+        odd = sorted(set(unit) ^ set(parameters))[0]
+        raise PruneLimitError(f"unit and prunable differ in {odd!r}: number the weights of every prunable parameter.")
+    spread = {}
+    for name, p in parameters.items():
+        numbers = torch.as_tensor(unit[name])
+        if numbers.is_floating_point() or numbers.is_complex():
+            raise PruneLimitError(f"unit[{name!r}] has type {numbers.dtype}: give integers.")
+        try:
+            spread[name] = numbers.expand(p.shape)
+        except RuntimeError as error:
+            raise PruneLimitError(
+                f"unit[{name!r}] has shape {tuple(numbers.shape)}: give numbers that broadcast to {tuple(p.shape)}."
+            ) from error
+    device = next(iter(parameters.values())).device
+    flat = torch.cat([numbers.reshape(-1).to(device, torch.int64) for numbers in spread.values()])
+    _, dense = flat.unique(return_inverse=True)
+    parts = dense.split([p.numel() for p in parameters.values()])
+    return {name: part.reshape(p.shape) for (name, p), part in zip(parameters.items(), parts, strict=True)}

@@ -182,7 +182,7 @@ class Report:
         shares = table.assign(of_rise=rise / rise.sum(), of_removed=removed / removed.sum())
         worst = shares[shares.of_rise > shares.of_removed].nlargest(3, "of_rise")
         named = [
-            f"{row.layer} ({row.of_rise:.0%} of the rise, {row.of_removed:.0%} of the cut)"
+            f"{row.layer} ({row.of_rise:.0%} of what raises the loss, {row.of_removed:.0%} of the cut)"
             for row in worst.itertuples()
         ]
         return [

@@ -97,6 +97,7 @@ def run_regimes(
     missing = []
     for spec in dict.fromkeys(specs):
         if record := load_record(EXPERIMENT, spec):
+            shutil.rmtree(_folder(spec), ignore_errors=True)  # of a process killed just after it wrote the record
             yield spec, record
         else:
             missing.append(spec)
@@ -187,8 +188,14 @@ def _children(spec: RegimeSpec, parent: TrainedModel) -> list[_Child]:
     """Prune a parent, and say how its children are retrained."""
     masks = prune_parent(parent.model, spec.density, spec.distribution)
     state = copy.deepcopy(parent.model.state_dict())
-    folder = cache_folder() / "regimes" / spec.hash
-    return [_Child(spec.child(number), masks, state, folder / f"child-{number}") for number in range(spec.children)]
+    return [
+        _Child(spec.child(number), masks, state, _folder(spec) / f"child-{number}") for number in range(spec.children)
+    ]
+
+
+def _folder(spec: RegimeSpec) -> Path:
+    """Say where the children of a cell are kept until it is recorded."""
+    return cache_folder() / "regimes" / spec.hash
 
 
 def _record(
@@ -221,7 +228,7 @@ def _record(
         "seconds": {"retraining": round(seconds, 2), "measuring": round(time.monotonic() - start, 2)},
     }
     save_record(EXPERIMENT, spec, record)
-    shutil.rmtree(cache_folder() / "regimes" / spec.hash, ignore_errors=True)
+    shutil.rmtree(_folder(spec), ignore_errors=True)
     return json.loads(json.dumps(record))
 
 

@@ -39,7 +39,7 @@ __all__ = ["OutOfTime", "Steps", "as_plain", "check_seeds", "recorded_distance",
 
 EXPERIMENT = "limit"
 
-#: Folder, inside that of a run, of what goes on when the run does; removed with the record's first writing.
+#: Folder, inside that of a run, of what goes on when the run does; removed before the record is written.
 UNFINISHED = "unfinished"
 
 #: Width of the bracket in sparsity of the limits along the pruning path.
@@ -180,6 +180,9 @@ def run_limit(
         The record, or ``None`` if the deadline passed; the next call goes on from where this one stopped.
     """
     if not fresh and (found := load_record(EXPERIMENT, spec)):
+        shutil.rmtree(
+            run_folder(spec) / UNFINISHED, ignore_errors=True
+        )  # of a process killed just after it wrote the record
         return found
     dataset = load_dataset(spec.train.dataset)
     folder = run_folder(spec, "live" if fresh else "runs")
@@ -200,9 +203,10 @@ def run_limit(
         source = provenance(device, torch.get_num_threads()) | {"throughput": throughput(trained.history)}
     seconds = steps.seconds | {"train": round(sum(entry["seconds"] for entry in trained.history), 1)}
     record = {"label": label or {}, "data": dataset.digests, "provenance": source, "seconds": seconds, **body}
+    # Before the record: of a process that is killed in between the finished steps are left, which make the record again.
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     if keep:
         save_record(EXPERIMENT, spec, record)
-    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return json.loads(json.dumps(record))
 
 

@@ -87,6 +87,14 @@ def test_records_are_found_again_and_nothing_is_left_in_the_cache(
     assert record_path("regimes", specs[0]).is_file()
 
 
+def test_what_a_killed_process_left_beside_its_record_is_removed(tmp_path: Path) -> None:
+    list(run_regimes([cell()], progress=False))
+    left = tmp_path / "cache" / "regimes" / cell().hash / "child-0"
+    left.mkdir(parents=True)
+    list(run_regimes([cell()], progress=False))
+    assert not left.parent.exists()
+
+
 def test_parents_share_their_first_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     trained = []
     plain = regimes.train_groups

@@ -180,9 +180,6 @@ def run_limit(
         The record, or ``None`` if the deadline passed; the next call goes on from where this one stopped.
     """
     if not fresh and (found := load_record(EXPERIMENT, spec)):
-        shutil.rmtree(
-            run_folder(spec) / UNFINISHED, ignore_errors=True
-        )  # of a process killed just after it wrote the record
         return found
     dataset = load_dataset(spec.train.dataset)
     folder = run_folder(spec, "live" if fresh else "runs")

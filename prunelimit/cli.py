@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from prunelimit import cli_predict, cli_records, cli_regimes, cli_synthesis
+from prunelimit import cli_predict, cli_records, cli_regimes
 from prunelimit.cli_options import out, say
 from prunelimit.errors import PruneLimitError
 
@@ -34,7 +34,7 @@ def _checkout() -> Path:
     return root
 
 
-for module in (cli_predict, cli_records, cli_regimes, cli_synthesis):
+for module in (cli_predict, cli_records, cli_regimes):
     module.add_commands(app)
 
 

@@ -97,7 +97,7 @@ def predict(
         else:
             network, split = _catalogue(model, arch, weights, trust_pickle, data, seed, device)
             count = min(examples, len(split)) if examples else len(split)
-            sampled = method in SPECTRAL and count < len(split)
+            sampled = report is None and method in SPECTRAL and count < len(split)  # a report takes the same for all
             batches = split.tensors() if sampled else split.tensors(count)
         common: dict[str, Any] = {
             "epsilon": epsilon,
@@ -107,7 +107,7 @@ def predict(
             "seed": seed,
         }
         if report is not None:
-            found = _reported(network, loss_fn, batches if ":" in data else split.tensors(count), method, model, common)
+            found = _reported(network, loss_fn, batches, method, model, common)
             if rank == 0:
                 _write(found, report)
                 print(json.dumps(found.to_dict())) if as_json else say(f"{found}\n\n{report}")

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunelimit.cli_options import OUT_OF_TIME, Budget, Device, Threads, check_device, deadline_of, say, use_threads
 
+if TYPE_CHECKING:
+    from prunelimit.experiments.regime_grids import Grid
+
+GridName = Annotated[str, typer.Argument(help="epochs, batch-size, learning-rate, rho, or all.")]
+GridProfile = Annotated[
+    str, typer.Option(help="quick (digits), laptop (a small network on CIFAR-10) or paper (one GPU).")
+]
+
+
+def _grids(name: str, profile: str) -> list[Grid]:
+    """List the grid of a name; of all grids, those that have the profile."""
+    from prunelimit.experiments.regime_grids import GRIDS, find_grid
+
+    return [grid for grid in GRIDS.values() if profile in grid.profiles] if name == "all" else [find_grid(name)]
+
 
 def regimes(
-    grid: Annotated[str, typer.Argument(help="epochs, batch-size, learning-rate, rho, or all.")] = "all",
-    profile: Annotated[
-        str, typer.Option(help="quick (digits), laptop (a small network on CIFAR-10) or paper (one GPU).")
-    ] = "quick",
+    grid: GridName = "all",
+    profile: GridProfile = "quick",
     network: Annotated[str | None, typer.Option(help="Another network than the grid's own.")] = None,
     distribution: Annotated[
         str | None, typer.Option(help="Prune each layer alike (uniform), or by one magnitude for all (global).")
@@ -30,17 +43,13 @@ def regimes(
 
     Example: `prunelimit regimes epochs --profile laptop --workers 2`
     """
-    from prunelimit.experiments.regime_grids import GRIDS, find_grid
     from prunelimit.experiments.regimes import EXPERIMENT, run_regimes
     from prunelimit.experiments.store import load_record
 
     check_device(device)
     deadline = deadline_of(time_budget)
     use_threads(threads)
-    every = grid == "all"
-    for one in GRIDS.values() if every else [find_grid(grid)]:
-        if every and profile not in one.profiles:
-            continue
+    for one in _grids(grid, profile):
         settings = one.settings(profile).varied(network, distribution)
         cells = {settings.spec(*cell): cell for cell in settings.by_worth()}
         known = {spec for spec in cells if load_record(EXPERIMENT, spec)}
@@ -65,10 +74,49 @@ def regimes(
             return
 
 
+def synthesis(
+    grid: GridName = "all",
+    profile: GridProfile = "quick",
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Say nothing of parents that are recorded already.")
+    ] = False,
+    time_budget: Budget = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+) -> None:
+    """Compute the limits of the dense parents of a grid, before anything is retrained; one record per parent.
+
+    Parents that `prunelimit regimes` trained on this machine are loaded, others are trained. A run may be stopped at any moment:
+    the next call goes on from the last finished limit.
+
+    Example: `prunelimit synthesis epochs --profile quick`
+    """
+    from prunelimit.experiments.store import load_record
+    from prunelimit.experiments.synthesis import EXPERIMENT, parent_specs, run_parents
+
+    check_device(device)
+    deadline = deadline_of(time_budget)
+    use_threads(threads)
+    for one in _grids(grid, profile):
+        specs = parent_specs(one.settings(profile), profile)
+        known = {spec for spec in specs if load_record(EXPERIMENT, spec)}
+        wanted = [spec for spec in specs if not missing or spec not in known]
+        label = {"grid": one.name, "profile": profile}
+        for spec, record in run_parents(wanted, label=label, device=device, deadline=deadline, progress=True):
+            name = f"{one.name} {profile}: {spec.about()}"
+            if record is None:
+                say(f"{name}: {OUT_OF_TIME}")
+                return
+            state = "recorded already" if spec in known else "recorded"
+            limits = ", ".join(f"{key} {record[key]['sparsity']:.1%}" for key in ("formula", "directional", "measured"))
+            say(f"{name}: {state} ({spec.hash}), {limits}")
+
+
 def add_commands(app: typer.Typer) -> None:
     """Register the commands of this module.
 
     Args:
         app: The command line.
     """
-    app.command()(regimes)
+    for command in (regimes, synthesis):
+        app.command()(command)

@@ -95,14 +95,27 @@ def predict_limit(
         >>> 0 < limit.sparsity < 1
         True
     """
-    if loss_fn is None and curvature == "ggn":
-        raise PruneLimitError(
-            "curvature='ggn' needs the loss apart from the model: give loss_fn, or curvature='hessian'."
-        )
+    check_apart(loss_fn, curvature)
     settings = Settings(
         prunable, curvature, method, steps, probes, seed, examples, low_memory, masks, tolerance, progress
     )
     return predict_adapted(adapt(model, loss_fn, data), epsilon, settings)
+
+
+def check_apart(loss_fn: LossFunction | None, curvature: str) -> None:
+    """Refuse the Gauss-Newton matrix of a model that returns its own loss.
+
+    Args:
+        loss_fn: ``None`` if the model returns it.
+        curvature: A key of ``CURVATURES``.
+
+    Raises:
+        PruneLimitError: If loss and model cannot be told apart.
+    """
+    if loss_fn is None and curvature == "ggn":
+        raise PruneLimitError(
+            "curvature='ggn' needs the loss apart from the model: give loss_fn, or curvature='hessian'."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

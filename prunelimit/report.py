@@ -18,7 +18,7 @@ from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.layers import Groups, LayerLimits, layers_adapted
 from prunelimit.limit import PruningLimit, default_epsilon
-from prunelimit.predict import METHODS, Settings, predict_adapted
+from prunelimit.predict import METHODS, Settings, check_apart, predict_adapted
 from prunelimit.pruning.magnitude import MagnitudePath
 
 if TYPE_CHECKING:
@@ -273,10 +273,7 @@ def limit_report(
     for method in methods:
         if method not in METHODS:
             raise unknown_name("methods", method, METHODS)
-    if loss_fn is None and curvature == "ggn":
-        raise PruneLimitError(
-            "curvature='ggn' needs the loss apart from the model: give loss_fn, or curvature='hessian'."
-        )
+    check_apart(loss_fn, curvature)
     start, tell = time.monotonic(), progress or (lambda part: None)
     if groups is not None and prunable is None:
         prunable = [parameter for group in groups.values() for parameter in group]

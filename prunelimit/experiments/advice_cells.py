@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from prunelimit.errors import PruneLimitError
-from prunelimit.experiments.regime_frames import regime_frame
+from prunelimit.experiments.regime_frames import regime_frame, regime_title
 from prunelimit.experiments.regime_grids import GRIDS, find_grid
 from prunelimit.landscape.parents import Measurement
 from prunelimit.landscape.reference import RESOLUTION, SOURCE, reference_frame
@@ -167,13 +167,6 @@ def load_grids(
     return frames
 
 
-def _where(frame: pd.DataFrame) -> str:
-    """Name the network of a recorded grid, its data and profile, and how it is pruned if not layer by layer."""
-    first = frame.iloc[0]
-    other = "" if first.distribution == "uniform" else f", {first.distribution} pruning"
-    return f"{first.network} on {first.dataset} ({first.profile}){other}"
-
-
 def prepared_grids(frames: Iterable[pd.DataFrame]) -> list[pd.DataFrame]:
     """Make recorded grids ready for judging.
 
@@ -186,7 +179,7 @@ def prepared_grids(frames: Iterable[pd.DataFrame]) -> list[pd.DataFrame]:
     found = []
     for frame in frames:
         grid = find_grid(frame.grid.iloc[0])
-        found.append(prepare(frame, grid.hotter, grid.title, _where(frame)))
+        found.append(prepare(frame, grid.hotter, grid.title, regime_title(frame)))
     return found
 
 
@@ -202,7 +195,7 @@ def pooled_grids(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
     kinds: dict[str, list[pd.DataFrame]] = {}
     for frame, cells in zip(frames, prepared_grids(frames), strict=True):
         if len(cells):
-            kinds.setdefault(_where(frame), []).append(cells)
+            kinds.setdefault(regime_title(frame), []).append(cells)
     return [pool(parts, f"all {len(parts)} grids, {where}") for where, parts in kinds.items() if len(parts) > 1]
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.advice_frames import directions_frame
-from prunelimit.experiments.regime_frames import regime_origin
 from prunelimit.landscape.advice import DIRECTIONS
 
 #: Resamples of the bootstrap, and its seed.
@@ -200,15 +199,3 @@ def coverage_frame(cells: pd.DataFrame) -> pd.DataFrame:
         for title, part in cells.groupby("title", sort=False)
     ]
     return pd.DataFrame(rows, columns=["grid", "networks", "densities", "dense seeds", "cells", "judged by"])
-
-
-def origin_frame(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Say where the recorded grids come from.
-
-    Args:
-        frames: Outputs of ``load_grids``.
-
-    Returns:
-        Output of ``regime_origin``; no rows if nothing is recorded.
-    """
-    return regime_origin(pd.concat(frames, ignore_index=True)) if frames else pd.DataFrame()

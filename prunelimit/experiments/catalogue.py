@@ -81,6 +81,30 @@ def _on_tiny_imagenet(train: TrainSpec) -> TrainSpec:
 _SIZES = ((500, 320), (2000, 320), (8000, 320), (None, 400))
 
 
+_Settings = TypeVar("_Settings")
+
+
+def pick_profile(profiles: Mapping[str, _Settings], profile: str, owner: str) -> _Settings:
+    """Choose one of the profiles that a task or a grid has.
+
+    Args:
+        profiles: Profile name to what is run.
+        profile: One of ``PROFILES``.
+        owner: The task or grid, for messages.
+
+    Returns:
+        What is run.
+
+    Raises:
+        PruneLimitError: If the profile is unknown or the owner does not have it.
+    """
+    if profile not in PROFILES:
+        raise unknown_name("profile", profile, PROFILES)
+    if profile not in profiles:
+        raise PruneLimitError(f"profile={profile!r} is not defined for {owner}: choose {', '.join(profiles)}.")
+    return profiles[profile]
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A data set and a network, as one row of the tables.
@@ -118,13 +142,7 @@ class Task:
         Raises:
             PruneLimitError: If the profile is unknown or the task does not have it.
         """
-        if profile not in PROFILES:
-            raise unknown_name("profile", profile, PROFILES)
-        if profile not in self.profiles:
-            raise PruneLimitError(
-                f"profile={profile!r} is not defined for {self.name}: choose {', '.join(self.profiles)}."
-            )
-        base = self.profiles[profile]
+        base = pick_profile(self.profiles, profile, self.name)
         return dataclasses.replace(base, train=dataclasses.replace(base.train, seed=seed))
 
     def curvature_specs(self, profile: str, seed: int) -> list[CurvatureSpec]:

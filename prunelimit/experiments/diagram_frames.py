@@ -9,7 +9,7 @@ import pandas as pd
 
 from prunelimit.errors import unknown_name
 from prunelimit.experiments.catalogue import PROFILES
-from prunelimit.experiments.regime_frames import regime_frame, regime_means, regime_missing, regime_origin
+from prunelimit.experiments.regime_frames import regime_frame, regime_means, regime_missing, regime_origin, regime_title
 from prunelimit.experiments.regime_grids import GRIDS, find_grid
 from prunelimit.landscape.diagrams import Diagram, rank_correlation
 
@@ -65,14 +65,10 @@ def grid_diagram(name: str, frame: pd.DataFrame) -> Diagram:
     if frame.empty:
         columns = ["value", "density", "error", "lmc", "cka"]
         return Diagram("no record", grid.title, grid.hotter, pd.DataFrame(columns=columns, dtype=float))
-    first = frame.iloc[0]
-    settings = grid.settings(first.profile)
+    settings = grid.settings(frame.profile.iloc[0])
     cells = pd.DataFrame(itertools.product(settings.values, settings.densities), columns=["value", "density"])
     means = cells.merge(regime_means(frame), on=["value", "density"], how="left")
-    title = f"{first.network} on {first.dataset} ({first.profile})"
-    if first.distribution != "uniform":
-        title = f"{title}, {first.distribution} pruning"
-    return Diagram(title, grid.title, grid.hotter, means)
+    return Diagram(regime_title(frame), grid.title, grid.hotter, means)
 
 
 def corners_frame(diagrams: Sequence[Diagram]) -> pd.DataFrame:
@@ -139,5 +135,4 @@ def diagrams_missing(grids: Sequence[str] | None = None) -> pd.DataFrame:
 
 def diagrams_origin(frames: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     """Say where the numbers of :func:`load_frames` come from; without records, an empty table."""
-    parts = [frame for _, frame in frames if len(frame)]
-    return regime_origin(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame()
+    return regime_origin(*(frame for _, frame in frames))

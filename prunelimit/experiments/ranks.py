@@ -51,6 +51,11 @@ def cluster_counts(labels: Sequence[npt.ArrayLike], draws: int = DRAWS, seed: in
     return counts
 
 
+def _weights(counts: npt.ArrayLike | None, rows: int) -> np.ndarray:
+    """Give how often each row counts, ``(draws, n)``; without counts one draw, in which each counts once."""
+    return np.ones((1, rows)) if counts is None else np.asarray(counts, dtype=float)
+
+
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """Divide; NaN where there is nothing to divide by."""
     there = below > 1e-12
@@ -73,7 +78,7 @@ def spearman(first: npt.ArrayLike, second: npt.ArrayLike, counts: npt.ArrayLike 
         [0.5]
     """
     columns = [np.asarray(values, dtype=float) for values in (first, second)]
-    weights = np.ones((1, len(columns[0]))) if counts is None else np.asarray(counts, dtype=float)
+    weights = _weights(counts, len(columns[0]))
     size = weights.sum(1, keepdims=True)
     ranks = []
     for values in columns:
@@ -97,7 +102,7 @@ def kendall(first: npt.ArrayLike, second: npt.ArrayLike, counts: npt.ArrayLike |
         ``(draws,)``; NaN where one of the two does not vary.
     """
     one, other = (np.sign(np.subtract.outer(v, v)) for v in (np.asarray(x, dtype=float) for x in (first, second)))
-    weights = np.ones((1, len(one))) if counts is None else np.asarray(counts, dtype=float)
+    weights = _weights(counts, len(one))
     above, left, right = (((weights @ matrix) * weights).sum(1) for matrix in (one * other, one**2, other**2))
     return _ratio(above, np.sqrt(left * right))
 
@@ -120,7 +125,7 @@ def concordance(
         ``(draws,)`` between 0 and 1, one half for a score that knows nothing; NaN where there is no pair to compare.
     """
     values, truth = np.asarray(score, dtype=float), np.asarray(positive, dtype=bool)
-    weights = np.ones((1, len(values))) if counts is None else np.asarray(counts, dtype=float)
+    weights = _weights(counts, len(values))
     pairs = np.outer(truth, ~truth).astype(float)
     if groups is not None:
         labels = np.asarray(groups)
@@ -145,7 +150,7 @@ def grouped_spearman(
         ``(draws,)``; NaN where no group is left.
     """
     one, other, labels = np.asarray(first, dtype=float), np.asarray(second, dtype=float), np.asarray(groups)
-    weights = np.ones((1, len(one))) if counts is None else np.asarray(counts, dtype=float)
+    weights = _weights(counts, len(one))
     members = [labels == name for name in np.unique(labels)]
     found = np.array([spearman(one[m], other[m], weights[:, m]) for m in members])
     there = ~np.isnan(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from prunelimit.experiments.regime_grids import GRIDS, Grid, GridSettings, find_
 from prunelimit.experiments.regime_specs import RegimeSpec
 from prunelimit.experiments.regimes import EXPERIMENT, run_regimes
 from prunelimit.experiments.store import load_record
+from prunelimit.landscape.diagrams import normalised_error
 
 #: What identifies a cell of an averaged grid.
 CELL = ["grid", "profile", "network", "dataset", "distribution", "value", "density"]
@@ -126,9 +128,22 @@ def regime_means(frame: pd.DataFrame) -> pd.DataFrame:
     """
     means = frame.groupby(CELL, sort=False, as_index=False)[MEASURES].mean()
     means["seeds"] = frame.groupby(CELL, sort=False)["seed"].nunique().to_numpy()
-    column = [name for name in CELL if name != "value"]
-    means["normalised_error"] = means["error"] - means.groupby(column)["error"].transform("min")
+    means["normalised_error"] = normalised_error(means, [name for name in CELL if name != "value"])
     return means
+
+
+def regime_title(frame: pd.DataFrame) -> str:
+    """Name the network of a grid, its data and profile, and how it is pruned if not layer by layer.
+
+    Args:
+        frame: Output of :func:`regime_frame`, with at least one row.
+
+    Returns:
+        The name.
+    """
+    first = frame.iloc[0]
+    other = "" if first.distribution == "uniform" else f", {first.distribution} pruning"
+    return f"{first.network} on {first.dataset} ({first.profile}){other}"
 
 
 def regime_missing(grid: str | None = None) -> pd.DataFrame:
@@ -161,17 +176,17 @@ def _options(settings: GridSettings, network: str, distribution: str) -> str:
     return "".join(f" --{name} {value}" for name, value, usual in other if value != usual)
 
 
-def regime_origin(frame: pd.DataFrame) -> pd.DataFrame:
-    """Say where the numbers of a grid come from.
+def regime_origin(*frames: pd.DataFrame) -> pd.DataFrame:
+    """Say where the numbers of some grids come from.
 
     Args:
-        frame: Output of :func:`regime_frame`, or several of them stacked.
+        *frames: Outputs of :func:`regime_frame`; without any, or if all are empty, there are no rows.
 
     Returns:
         One row per grid, profile and commit: cells, device, torch, seconds of retraining and measuring, and the command.
     """
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
-    for cell in frame.to_dict("records"):
+    for cell in itertools.chain.from_iterable(frame.to_dict("records") for frame in frames):
         name, profile = cell["grid"], cell["profile"]
         network, distribution = cell["network"], cell["distribution"]
         settings = find_grid(name).settings(profile)

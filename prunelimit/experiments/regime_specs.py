@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.experiments.specs import TrainedSpec
-from prunelimit.landscape.children import DISTRIBUTIONS
+from prunelimit.landscape.children import DISTRIBUTIONS, LAST_EPOCHS, check_density
 from prunelimit.specs import part_seed
 from prunelimit.train_spec import TrainSpec
 
@@ -29,15 +29,12 @@ class RegimeSpec(TrainedSpec):
     retrain: TrainSpec
     distribution: str = "uniform"
     children: int = 2
-    last: int = 5
+    last: int = LAST_EPOCHS
 
     def __post_init__(self) -> None:
         """Refuse cells without a pair, and densities that prune nothing or everything."""
         super().__post_init__()
-        if not 0 < self.density <= 1:
-            raise PruneLimitError(
-                f"density={self.density!r} must lie in (0, 1]: it is the fraction of weights that stays."
-            )
+        check_density(self.density)
         if self.distribution not in DISTRIBUTIONS:
             raise unknown_name("distribution", self.distribution, DISTRIBUTIONS)
         if self.children < 2 or self.last < 1:

@@ -21,6 +21,7 @@ from prunelimit.experiments import (
 from prunelimit.experiments.regime_grids import find_grid
 from prunelimit.experiments.verdict import Finding
 from prunelimit.landscape.diagrams import Diagram, heat_correlations, reference_diagram
+from prunelimit.landscape.reference import SOURCE
 
 #: Rank correlation from which on a trend counts as one.
 STRONG = 0.5
@@ -82,9 +83,9 @@ def transition_findings(diagrams: Sequence[Diagram]) -> list[Finding]:
     ]
 
 
-def _of_ours(summary: pd.DataFrame, rule: str) -> pd.DataFrame:
-    """Pick one rule's rows of our grids."""
-    return summary[(summary.rule == rule) & ~summary.title.str.contains("digitised")]
+def _ours(summary: pd.DataFrame) -> pd.DataFrame:
+    """Leave the digitised map out."""
+    return summary[~summary.title.str.contains(SOURCE, regex=False)]
 
 
 def _gain(row: dict[Any, Any]) -> str:
@@ -110,8 +111,7 @@ def direction_finding(cells: pd.DataFrame) -> Finding:
     text = ", ".join(
         f"{title}: {shares.advice[title]:.0%} (best constant {rivals[title]:.0%})" for title in shares.index
     )
-    own = shares.index[~shares.index.str.contains("digitised")]
-    verdict = _share([bool(shares.advice[title] > rivals[title]) for title in own])
+    verdict = _share([bool(shares.advice[title] > rivals[title]) for title in _ours(summary).title.unique()])
     return Finding(claim, verdict, f"right directions: {text}", rule, "raise_or_lower")
 
 
@@ -128,7 +128,7 @@ def choice_findings(cells: pd.DataFrame) -> list[Finding]:
     summary = advice_tables.summary_frame(advice_frames.choices_frame(cells))
     found = []
     for name, words in {"lmc+error": "test error", "lmc+cka": "similarity"}.items():
-        own = _of_ours(summary, name)
+        own = _ours(summary[summary.rule == name])
         text = "; ".join(f"{row['title']}: {_gain(row)}" for row in own.to_dict("records"))
         claim = f"Connectivity with {words} chooses a better network to prune than dense accuracy"
         verdict = _share(list(own.gain_low > 0))

@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from prunelimit.datasets import Dataset, load_dataset
+from prunelimit.datasets import Dataset, DeviceSplit, load_dataset
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.regime_specs import RegimeSpec
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder
-from prunelimit.landscape.children import measure_pair, prune_parent
+from prunelimit.landscape.children import final_error, measure_pair, prune_parent
+from prunelimit.pruning.magnitude import Masks
 from prunelimit.threads import suited_threads
 from prunelimit.train_spec import TrainSpec
 from prunelimit.training import TrainedModel, evaluate_both
@@ -36,6 +37,44 @@ from prunelimit.training_prefix import begin_from_shorter, is_prefix
 EXPERIMENT = "regimes"
 
 _Cells = list[tuple[RegimeSpec, dict[str, Any]]]
+
+
+class _Shared:
+    """Data that several cells see, and measurements of parents that several cells prune: each is made once.
+
+    Args:
+        device: Where the data are needed.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._datasets: dict[str, Dataset] = {}
+        self._splits: dict[tuple[str, str, int | None], DeviceSplit] = {}
+        self._dense: dict[TrainSpec, dict[str, float]] = {}
+
+    def dataset(self, name: str) -> Dataset:
+        """Load a data set."""
+        if name not in self._datasets:
+            self._datasets[name] = load_dataset(name)
+        return self._datasets[name]
+
+    def split(self, name: str, split: str, size: int | None = None) -> DeviceSplit:
+        """Copy a split of a data set, or its first images, to the device."""
+        key = name, split, size
+        if key not in self._splits:
+            self._splits[key] = self.dataset(name).on_device(split, self._device, size)
+        return self._splits[key]
+
+    def measure(self, model: nn.Module, spec: TrainSpec) -> dict[str, float]:
+        """Measure a network on the images that its training saw, and on those for testing."""
+        train = self.split(spec.dataset, "train", spec.train_size)
+        return evaluate_both(model, train, self.split(spec.dataset, "test"))
+
+    def measure_parent(self, parent: TrainedModel) -> dict[str, float]:
+        """Measure a dense network, or tell what was measured before."""
+        if parent.spec not in self._dense:
+            self._dense[parent.spec] = self.measure(parent.model, parent.spec)
+        return self._dense[parent.spec]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +132,7 @@ def run_regimes(
     """
     if workers < 1:
         raise PruneLimitError(f"workers={workers!r} must be at least 1.")
-    means = _Means(label or {}, device, deadline, progress)
+    means, shared = _Means(label or {}, device, deadline, progress), _Shared(device)
     missing = []
     for spec in dict.fromkeys(specs):
         if record := load_record(EXPERIMENT, spec):
@@ -101,19 +140,19 @@ def run_regimes(
             yield spec, record
         else:
             missing.append(spec)
-    for batch in _batches(missing, device):
+    for batch in _batches(missing, means, shared):
         if means.late:
             return
         if workers > 1 and len(batch) == 1:
             break
-        yield from _run_batch(batch, means)
+        yield from _run_batch(batch, means, shared)
         missing = missing[len(batch) :]
     else:
         return
     yield from _run_side_by_side(missing, means, workers)
 
 
-def _batches(specs: Sequence[RegimeSpec], device: str) -> Iterator[list[RegimeSpec]]:
+def _batches(specs: Sequence[RegimeSpec], means: _Means, shared: _Shared) -> Iterator[list[RegimeSpec]]:
     """Cut the cells, in their order, into batches whose children are trained at once."""
 
     def kind(spec: RegimeSpec) -> tuple[str, str, int]:
@@ -121,7 +160,7 @@ def _batches(specs: Sequence[RegimeSpec], device: str) -> Iterator[list[RegimeSp
 
     for (name, _, children), same in itertools.groupby(specs, key=kind):
         cells = list(same)
-        size = max(1, stack_size(cells[0].retrain, load_dataset(name), device) // children)
+        size = max(1, stack_size(cells[0].retrain, shared.dataset(name), means.device) // children)
         yield from (cells[start : start + size] for start in range(0, len(cells), size))
 
 
@@ -155,19 +194,22 @@ class _Child:
     """A child that is to be retrained: its training, its mask and where it begins."""
 
     spec: TrainSpec
-    masks: dict[str, Tensor]
+    masks: Masks
     state: dict[str, Tensor]
     folder: Path
 
 
-def _run_batch(specs: Sequence[RegimeSpec], means: _Means) -> Iterator[tuple[RegimeSpec, dict[str, Any]]]:
+def _run_batch(
+    specs: Sequence[RegimeSpec], means: _Means, shared: _Shared
+) -> Iterator[tuple[RegimeSpec, dict[str, Any]]]:
     """Train the parents of some cells, then all of their children, then measure."""
     parents = train_parents([spec.train for spec in specs], **means.training)
     ready = [spec for spec in specs if _is_finished(parents[spec.train])]
     if not ready or means.late:
         return
     start = time.monotonic()
-    children = [child for spec in ready for child in _children(spec, parents[spec.train])]
+    each = {spec: _children(spec, parents[spec.train]) for spec in ready}
+    children = [child for spec in ready for child in each[spec]]
     trained = train_groups(
         [child.spec for child in children],
         masks=[child.masks for child in children],
@@ -181,7 +223,7 @@ def _run_batch(specs: Sequence[RegimeSpec], means: _Means) -> Iterator[tuple[Reg
     for spec in ready:
         own = list(itertools.islice(rest, spec.children))
         if all(_is_finished(child) for child in own):
-            yield spec, _record(spec, parents[spec.train], own, seconds, means)
+            yield spec, _record(spec, parents[spec.train], each[spec][0].masks, own, seconds, means, shared)
 
 
 def _children(spec: RegimeSpec, parent: TrainedModel) -> list[_Child]:
@@ -199,26 +241,33 @@ def _folder(spec: RegimeSpec) -> Path:
 
 
 def _record(
-    spec: RegimeSpec, parent: TrainedModel, children: Sequence[TrainedModel], seconds: float, means: _Means
+    spec: RegimeSpec,
+    parent: TrainedModel,
+    masks: Masks,
+    children: Sequence[TrainedModel],
+    seconds: float,
+    means: _Means,
+    shared: _Shared,
 ) -> dict[str, Any]:
     """Measure a parent and its children, and write the record."""
     start = time.monotonic()
-    dataset = load_dataset(spec.retrain.dataset)
-    data = dataset.on_device("train", means.device, spec.retrain.train_size)
-    masks = prune_parent(parent.model, spec.density, spec.distribution)
+    data = shared.split(spec.retrain.dataset, "train", spec.retrain.train_size)
     kept = sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
     with suited_threads(parent.model):
-        dense = _measure_parent(spec, parent, dataset, means.device)
+        dense = shared.measure_parent(parent)
         pairs = [
             {"children": [i, j]} | dataclasses.asdict(measure_pair(children[i].model, children[j].model, data))
             for i, j in itertools.combinations(range(spec.children), 2)
         ]
-        test = dataset.on_device("test", means.device)
-        described = [_describe(child, evaluate_both(child.model, data, test), spec.last) for child in children]
+        described = [
+            {"seed": child.spec.seed, "test_error": final_error(child.history, spec.last)}
+            | shared.measure(child.model, spec.retrain)
+            for child in children
+        ]
         source = provenance(means.device, torch.get_num_threads())
     record = {
         "label": means.label,
-        "data": dataset.digests,
+        "data": shared.dataset(spec.retrain.dataset).digests,
         "provenance": source,
         "kept": kept[0],
         "total": kept[1],
@@ -230,17 +279,6 @@ def _record(
     save_record(EXPERIMENT, spec, record)
     shutil.rmtree(_folder(spec), ignore_errors=True)
     return json.loads(json.dumps(record))
-
-
-def _measure_parent(spec: RegimeSpec, parent: TrainedModel, dataset: Dataset, device: str) -> dict[str, float]:
-    train = dataset.on_device("train", device, spec.train.train_size)
-    return evaluate_both(parent.model, train, dataset.on_device("test", device))
-
-
-def _describe(child: TrainedModel, measured: dict[str, float], last: int) -> dict[str, Any]:
-    """Describe a child; its test error is the mean over the last epochs, as in the paper."""
-    tested = [1 - epoch["test_accuracy"] for epoch in child.history[-last:]]
-    return {"seed": child.spec.seed, "test_error": sum(tested) / len(tested), **measured}
 
 
 def _run_side_by_side(
@@ -272,4 +310,4 @@ def _train_chain(specs: Sequence[TrainSpec], means: _Means) -> None:
 
 def _run_alone(spec: RegimeSpec, means: _Means) -> _Cells:
     """Run one cell in a worker process."""
-    return [] if means.late else list(_run_batch([spec], means))
+    return [] if means.late else list(_run_batch([spec], means, _Shared(means.device)))

@@ -6,17 +6,19 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from prunelimit.curvature import HessianOperator, spectrum
+from prunelimit.curvature import HessianOperator, Spectrum, spectrum
+from prunelimit.curvature.data import Batches
 from prunelimit.curvature.lanczos import basis_bytes
+from prunelimit.curvature.operator import CurvatureOperator
 from prunelimit.curvature.reduce import reduced_operator
 from prunelimit.curvature.slq import SAVE_EVERY
 from prunelimit.datasets import DeviceSplit, load_dataset
@@ -31,6 +33,7 @@ from prunelimit.precision import full_float32
 from prunelimit.pruning.adaptive import adaptive_sweep
 from prunelimit.pruning.magnitude import MagnitudePath, prunable_parameters
 from prunelimit.pruning.measured import fine_tuned_limit, largest_sparsity, sweep
+from prunelimit.pruning.paths import PruningPath
 from prunelimit.threads import suited_threads
 from prunelimit.throughput import Runtime, throughput
 from prunelimit.training import MEASURES, WRITE_SPEED, OutOfTime, TrainedModel, TrainSpec, evaluate, train
@@ -143,9 +146,10 @@ def round_significant(values: np.ndarray, digits: int = 8) -> list[float]:
     return [float(f"{v:.{digits}g}") for v in np.asarray(values, dtype=float)]
 
 
-def recorded_distance(path: MagnitudePath) -> list[float]:
+def recorded_distance(path: PruningPath, points: int = CURVE_POINTS, digits: int = 8) -> list[float]:
     """Return the distances R at equally spaced sparsities, few enough for a record; ``frames.fine_distance`` reads them."""
-    return round_significant(path.distance[np.linspace(0, path.total, CURVE_POINTS + 1).round().astype(int)])
+    places = np.linspace(0, len(path.distance) - 1, points + 1).round().astype(int)
+    return round_significant(path.distance[places], digits)
 
 
 def as_plain(limit: PruningLimit) -> dict[str, Any]:
@@ -231,19 +235,6 @@ def _measure(
     dense = dict(zip(MEASURES, dense, strict=True))
     epsilon = steps("epsilon", lambda: default_epsilon(model, cross_entropy, list(data.batches(128))))
 
-    def directional() -> dict[str, Any]:
-        # A sample's gradient is mostly noise where the whole one nearly vanishes, so all images have a say in it.
-        gradient = HessianOperator(model, cross_entropy, whole, rule="fresh").gradient
-        operator = HessianOperator(model, cross_entropy, sample)
-        limit = directional_limit(operator, path, epsilon, gradient=gradient, tolerance=PATH_TOLERANCE, memo=steps)
-        cost = {"products": len(limit.curve)}  # of every process that had a part in it
-        return as_plain(limit) | {"cost": cost, "gradient_examples": len(data)}
-
-    def measured() -> dict[str, Any]:
-        options: dict[str, Any] = {"tolerance": PATH_TOLERANCE, "memo": steps}
-        limit = measured_limit(model, cross_entropy, whole, path, prunable_parameters(model), epsilon, **options)
-        return as_plain(limit) | {"cost": {"evaluations": len(limit.curve)}}
-
     def accuracies() -> dict[str, float]:
         wanted = {"accuracy": dense["test_accuracy"], "accuracy_slack": dense["test_accuracy"] - ACCURACY_SLACK}
         return largest_sparsity(model, test, wanted, spec.accuracy_step, path, steps)
@@ -262,8 +253,8 @@ def _measure(
         "total": path.total,
         "radius": recorded_distance(path),
         "spectrum": steps("spectrum", lambda: _probe(spec, model, sample, steps, unfinished / "lanczos", progress)),
-        "directional": steps("directional", directional),
-        "measured": steps("measured", measured),
+        "directional": along_path("directional", model, whole, sample, path, epsilon, steps),
+        "measured": along_path("measured", model, whole, sample, path, epsilon, steps),
         "accuracy": steps("accuracy", accuracies),
         "sweep": steps("sweep", points),
         "history": [
@@ -285,10 +276,82 @@ def _measure(
 def _probe(
     spec: LimitSpec, model: nn.Module, sample: Any, steps: Steps, folder: Path, progress: bool | None
 ) -> dict[str, Any]:
-    """Probe the spectrum; the Lanczos process lies in a folder until it is finished."""
-    operator, reduced = reduced_operator(HessianOperator, model, cross_entropy, sample)
+    """Probe the spectrum of all prunable weights."""
+    options = {"steps": spec.steps, "probes": spec.probes, "seed": spec.train.seed}
+    found, operator = probe_spectrum(model, sample, None, options, steps, folder, progress)
+    products = sum(len(probe.alpha) for probe in found.probes)
+    return found.to_dict() | {"examples": operator.examples, "products": products}
+
+
+def along_path(
+    method: str,
+    model: nn.Module,
+    whole: Batches,
+    sample: tuple[Tensor, Tensor],
+    path: PruningPath,
+    epsilon: float,
+    steps: Steps,
+    prunable: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Find a limit along the pruning path, as a remembered step whose parts are remembered too.
+
+    Args:
+        method: ``"directional"`` or ``"measured"``, which is also the step's name.
+        model: The trained network.
+        whole: All training images, in batches.
+        sample: Those behind the curvature.
+        path: The sparse points.
+        epsilon: Tolerated rise of the loss.
+        steps: Where the step is remembered.
+        prunable: Names of the prunable parameters; all by default.
+
+    Returns:
+        The limit as plain JSON values, with its cost.
+    """
+
+    def directional() -> dict[str, Any]:
+        # A sample's gradient is mostly noise where the whole one nearly vanishes, so all images have a say in it.
+        gradient = HessianOperator(model, cross_entropy, whole, prunable=prunable, rule="fresh").gradient
+        operator = HessianOperator(model, cross_entropy, sample, prunable=prunable)
+        limit = directional_limit(operator, path, epsilon, gradient=gradient, tolerance=PATH_TOLERANCE, memo=steps)
+        cost = {"products": len(limit.curve)}  # of every process that had a part in it
+        return as_plain(limit) | {"cost": cost, "gradient_examples": sum(len(labels) for _, labels in whole)}
+
+    def measured() -> dict[str, Any]:
+        options: dict[str, Any] = {"tolerance": PATH_TOLERANCE, "memo": steps}
+        parameters = prunable_parameters(model, prunable)
+        limit = measured_limit(model, cross_entropy, whole, path, parameters, epsilon, **options)
+        return as_plain(limit) | {"cost": {"evaluations": len(limit.curve)}}
+
+    return steps(method, {"directional": directional, "measured": measured}[method])
+
+
+def probe_spectrum(
+    model: nn.Module,
+    sample: Any,
+    prunable: Sequence[str] | None,
+    options: dict[str, Any],
+    steps: Steps,
+    folder: Path,
+    progress: bool | None,
+) -> tuple[Spectrum, CurvatureOperator]:
+    """Probe the spectrum of the Hessian; the Lanczos process lies in a folder until it is finished.
+
+    Args:
+        model: The trained network.
+        sample: Images and labels behind the Hessian.
+        prunable: Names of the prunable parameters; ``None`` for all.
+        options: ``steps``, ``probes`` and ``seed`` of :func:`~prunelimit.curvature.spectrum`.
+        steps: Tells whether there is time for another product.
+        folder: Of the unfinished process.
+        progress: Whether to show progress.
+
+    Returns:
+        The spectrum and the operator it is of.
+    """
+    operator, reduced = reduced_operator(HessianOperator, model, cross_entropy, sample, prunable)
     # New vectors are written every so many products; the longest product and the vectors' way to the disk must fit in.
-    vectors = SAVE_EVERY * basis_bytes(operator.dimension, 1, spec.probes, operator.dtype) / WRITE_SPEED
+    vectors = SAVE_EVERY * basis_bytes(operator.dimension, 1, options["probes"], operator.dtype) / WRITE_SPEED
     clock = [time.monotonic(), 0.0]
 
     def each() -> None:
@@ -298,17 +361,14 @@ def _probe(
 
     found = spectrum(
         operator,
-        steps=spec.steps,
-        probes=spec.probes,
-        seed=spec.train.seed,
+        **options,
         nullity=0 if reduced is None else reduced.nullity,
         folder=folder,
         progress=progress,
         each=each,
     )
     shutil.rmtree(folder, ignore_errors=True)
-    products = sum(len(probe.alpha) for probe in found.probes)
-    return found.to_dict() | {"examples": operator.examples, "products": products}
+    return found, operator
 
 
 def _exact(trained: TrainedModel, sample: Any, path: MagnitudePath, epsilon: float) -> dict[str, float]:

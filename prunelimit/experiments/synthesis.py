@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from prunelimit.curvature import HessianOperator, spectrum
-from prunelimit.curvature.lanczos import basis_bytes
-from prunelimit.curvature.reduce import reduced_operator
-from prunelimit.curvature.slq import SAVE_EVERY
+from prunelimit.curvature import HessianOperator
 from prunelimit.errors import unknown_name
-from prunelimit.experiments.frames import FINE_GRID
+from prunelimit.experiments.frames import fine_distance
 from prunelimit.experiments.prepare import Prepared, curvature_sample, prepare
 from prunelimit.experiments.regime_grids import GridSettings
 from prunelimit.experiments.regime_specs import RegimeSpec
-from prunelimit.experiments.runner import PATH_TOLERANCE, OutOfTime, Steps, as_plain, round_significant
+from prunelimit.experiments.runner import (
+    OutOfTime,
+    Steps,
+    along_path,
+    as_plain,
+    probe_spectrum,
+    recorded_distance,
+)
 from prunelimit.experiments.specs import TrainedSpec
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder
 from prunelimit.landscape.children import prune_parent, regime_parameters
 from prunelimit.limit import default_epsilon, formula_limit
-from prunelimit.path_limits import directional_limit, measured_limit
 from prunelimit.precision import full_float32
 from prunelimit.pruning.magnitude import MagnitudePath, effective_sparsity, prunable_parameters
 from prunelimit.pruning.paths import MaskPath, PruningPath
 from prunelimit.refit import CONTROLS, refit_limit
 from prunelimit.threads import suited_threads
-from prunelimit.training import WRITE_SPEED, evaluate_both
+from prunelimit.training import evaluate_both
 from prunelimit.training_prefix import begin_from_shorter
 
 EXPERIMENT = "synthesis"
@@ -188,7 +188,6 @@ def run_synthesis(
         **body,
     }
     save_record(EXPERIMENT, spec, record)
-    shutil.rmtree(folder / "lanczos", ignore_errors=True)
     return json.loads(json.dumps(record))
 
 
@@ -225,40 +224,15 @@ def _measure(
     names = regime_parameters(model)
     whole = list(data.batches(2000))
     epsilon = steps("epsilon", lambda: default_epsilon(model, cross_entropy, list(data.batches(128))))
-    places = np.linspace(0, len(path.distance) - 1, DISTANCES + 1).round().astype(int)
-    radius = round_significant(path.distance[places], 7)
+    radius = recorded_distance(path, DISTANCES, digits=7)
 
     def formula() -> dict[str, Any]:
-        operator, reduced = reduced_operator(HessianOperator, model, cross_entropy, ready.sample, names)
-        # New vectors are written every so many products; the longest product and their way to the disk must fit in.
-        vectors = SAVE_EVERY * basis_bytes(operator.dimension, 1, spec.probes, operator.dtype) / WRITE_SPEED
-        clock = [time.monotonic(), 0.0]
-
-        def each() -> None:
-            now = time.monotonic()
-            clock[:] = now, max(clock[1], now - clock[0])
-            steps.check_time(clock[1] + vectors)
-
-        nullity = 0 if reduced is None else reduced.nullity
-        options: dict[str, Any] = {"steps": spec.steps, "probes": spec.probes, "seed": spec.train.seed}
-        found = spectrum(operator, nullity=nullity, folder=folder, progress=progress, each=each, **options)
-        fine = np.interp(np.linspace(0, 1, FINE_GRID), np.linspace(0, 1, len(radius)), radius)
+        options = {"steps": spec.steps, "probes": spec.probes, "seed": spec.train.seed}
+        found, operator = probe_spectrum(model, ready.sample, names, options, steps, folder, progress)
+        fine = fine_distance({"radius": radius})
         limit = formula_limit(found, fine, epsilon, examples=operator.examples)
         limit.cost = {"products": sum(len(probe.alpha) for probe in found.probes)}
         return limit.to_dict() | {"spectrum": found.to_dict()}
-
-    def directional() -> dict[str, Any]:
-        # A sample's gradient is mostly noise where the whole one nearly vanishes, so all images have a say in it.
-        gradient = HessianOperator(model, cross_entropy, whole, prunable=names, rule="fresh").gradient
-        operator = HessianOperator(model, cross_entropy, ready.sample, prunable=names)
-        limit = directional_limit(operator, path, epsilon, gradient=gradient, tolerance=PATH_TOLERANCE, memo=steps)
-        return as_plain(limit) | {"cost": {"products": len(limit.curve)}, "gradient_examples": len(data)}
-
-    def measured() -> dict[str, Any]:
-        options: dict[str, Any] = {"tolerance": PATH_TOLERANCE, "memo": steps}
-        parameters = prunable_parameters(model, names)
-        limit = measured_limit(model, cross_entropy, whole, path, parameters, epsilon, **options)
-        return as_plain(limit) | {"cost": {"evaluations": len(limit.curve)}}
 
     def refit(control: str) -> dict[str, Any]:
         sample = curvature_sample(data, spec.refit_examples, spec.train.seed)
@@ -272,8 +246,8 @@ def _measure(
         "prunable": names,
         "radius": radius,
         "emp": effective_sparsity(MagnitudePath(model, names).distance, path.total),
-        "measured": steps("measured", measured),
-        "directional": steps("directional", directional),
+        "measured": along_path("measured", model, whole, ready.sample, path, epsilon, steps, names),
+        "directional": along_path("directional", model, whole, ready.sample, path, epsilon, steps, names),
         "formula": steps("formula", formula),
         "refit": {control: steps(f"refit-{control}", partial(refit, control)) for control in spec.refits},
     }

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from prunelimit.figures.style import new_figure, palette, percent_axis
-from prunelimit.landscape.diagrams import QUANTITIES, Diagram, boundary_frame, edges, heating_steps
+from prunelimit.landscape.diagrams import QUANTITIES, Diagram, boundary_frame, edges, heating_changes
 from prunelimit.landscape.regimes import REGIMES
 
 _PALETTE = sns.color_palette("colorblind")
@@ -247,8 +247,7 @@ def describe_transition(diagram: Diagram) -> str:
             for d in (hot[name], cold[name])
         ]
         words.append(f"{regime}: {ends[0]} at the hot end, {ends[1]} at the cold end.")
-    steps = heating_steps(diagram).to_numpy()
-    changes, said = int(steps.sum() - np.trace(steps)), int(steps[0, 1] + steps[2, 1])
+    changes, said = heating_changes(diagram)
     words.append(f"Of {changes} changes of class with one step of heat, {said} go from I or II-B to II-A.")
     return " ".join(words)
 

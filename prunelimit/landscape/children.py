@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -16,6 +18,9 @@ from prunelimit.pruning.magnitude import MagnitudePath, Masks
 
 #: How the density is spread over layers: the same in each, or by one magnitude for all.
 DISTRIBUTIONS = ("uniform", "global")
+
+#: Retraining epochs, counted from the end, over which the test error of a child is averaged.
+LAST_EPOCHS = 5
 
 
 def regime_parameters(model: nn.Module) -> list[str]:
@@ -40,6 +45,19 @@ def regime_parameters(model: nn.Module) -> list[str]:
     return [name for name in names if id(parameters[name]) in convolutions] or names[:-1] or names
 
 
+def check_density(density: float) -> None:
+    """Refuse a density that prunes everything, or that is none.
+
+    Args:
+        density: Fraction of the weights that stays.
+
+    Raises:
+        PruneLimitError: If it does not lie in ``(0, 1]``.
+    """
+    if not 0 < density <= 1:
+        raise PruneLimitError(f"density={density!r} must lie in (0, 1]: it is the fraction of weights that stays.")
+
+
 def prune_parent(model: nn.Module, density: float, distribution: str = "uniform") -> Masks:
     """Choose the weights that stay, by magnitude.
 
@@ -56,12 +74,25 @@ def prune_parent(model: nn.Module, density: float, distribution: str = "uniform"
     """
     if distribution not in DISTRIBUTIONS:
         raise unknown_name("distribution", distribution, DISTRIBUTIONS)
-    if not 0 < density <= 1:
-        raise PruneLimitError(f"density={density!r} must lie in (0, 1]: it is the fraction of weights that stays.")
+    check_density(density)
     sparsity, names = 1 - density, regime_parameters(model)
     if distribution == "uniform":
         return uniform_masks(model, sparsity, names)
     return MagnitudePath(model, names).masks(sparsity)
+
+
+def final_error(history: Sequence[dict[str, Any]], last: int = LAST_EPOCHS) -> float:
+    """Average the test error of a child over the end of its retraining.
+
+    Args:
+        history: Of the retraining; its last epochs were measured on the test split.
+        last: So many of them.
+
+    Returns:
+        The error in ``[0, 1]``.
+    """
+    tested = [1 - epoch["test_accuracy"] for epoch in history[-last:]]
+    return sum(tested) / len(tested)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,16 +33,17 @@ QUANTITIES = {
 LMC_RANGE = (-0.66, -RESOLUTION["lmc"])
 
 
-def normalised_error(frame: pd.DataFrame) -> pd.Series:
+def normalised_error(frame: pd.DataFrame, column: str | list[str] = "density") -> pd.Series:
     """Take the lowest test error of each density off.
 
     Args:
         frame: One row per cell, with ``density`` and ``error``.
+        column: What the cells of one density have in common, where the frame holds several grids.
 
     Returns:
         What is left, as a fraction; zero at the best value of each density.
     """
-    return frame.error - frame.groupby("density").error.transform("min")
+    return frame.error - frame.groupby(column).error.transform("min")
 
 
 def own_thresholds(frame: pd.DataFrame, lmc: float = LMC_THRESHOLD) -> Thresholds:
@@ -205,6 +206,19 @@ def heating_steps(diagram: Diagram) -> pd.DataFrame:
     return counts
 
 
+def heating_changes(diagram: Diagram) -> tuple[int, int]:
+    """Count the changes of class with one step up in temperature, and those that the model of three regimes names.
+
+    Args:
+        diagram: The grid.
+
+    Returns:
+        All changes, and how many of them go from I or from II-B to II-A.
+    """
+    steps = heating_steps(diagram).to_numpy()
+    return int(steps.sum() - np.trace(steps)), int(steps[0, 1] + steps[2, 1])
+
+
 def rank_correlation(first: pd.Series, second: pd.Series) -> float:
     """Compute Spearman's rank correlation where both are known; NaN with fewer than three places, or if one is constant."""
     both = pd.DataFrame({"first": first, "second": second}).dropna()
@@ -269,9 +283,7 @@ def summary_frame(diagrams: Sequence[Diagram]) -> pd.DataFrame:
             row["moved"] = sensitivity(diagram.frame.lmc, diagram.frame.cka, [digitised], parted)[0]
         bounds = boundary_frame(diagram)
         row |= {name: bounds[column].iloc[end] if len(bounds) else np.nan for name, (column, end) in names.items()}
-        steps = heating_steps(diagram).to_numpy()
-        row["changes"] = int(steps.sum() - np.trace(steps))
-        row["as_said"] = int(steps[0, 1] + steps[2, 1])  # I to II-A, II-B to II-A
+        row["changes"], row["as_said"] = heating_changes(diagram)
         rows.append(row)
     columns = ["title", "axis", "lmc", "cka", "cells", *REGIMES, "moved", *names, "changes", "as_said"]
     return pd.DataFrame(rows, columns=columns)

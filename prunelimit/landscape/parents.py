@@ -14,13 +14,10 @@ from torch import nn
 
 from prunelimit.datasets import DeviceSplit
 from prunelimit.errors import PruneLimitError, unknown_name
-from prunelimit.landscape.children import DISTRIBUTIONS, measure_pair, prune_parent
+from prunelimit.landscape.children import DISTRIBUTIONS, LAST_EPOCHS, final_error, measure_pair, prune_parent
 from prunelimit.pruning.magnitude import apply_masks
 from prunelimit.train_spec import TrainSpec
 from prunelimit.training import evaluate, fit
-
-#: Retraining epochs, counted from the end, over which the test error of a child is averaged.
-LAST_EPOCHS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +114,8 @@ class TrainedParent:
             child = apply_masks(copy.deepcopy(self.model), masks)
             spec = dataclasses.replace(self.retrain, seed=self.retrain.seed + number)
             folder = self.folder / f"density-{density:g}-seed-{spec.seed}" if self.folder else None
-            history = fit(child, self.train, spec, masks=masks, test=self.test, test_every=1, folder=folder)
-            errors.append(float(np.mean([1 - epoch["test_accuracy"] for epoch in history[-LAST_EPOCHS:]])))
+            history = fit(child, self.train, spec, masks=masks, test=self.test, test_last=LAST_EPOCHS, folder=folder)
+            errors.append(final_error(history))
             networks.append(child)
         pairs = [measure_pair(a, b, self.train) for a, b in itertools.combinations(networks, 2)]
         return Measurement(

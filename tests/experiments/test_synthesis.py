@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from prunelimit.datasets import load_dataset
 from prunelimit.errors import PruneLimitError
-from prunelimit.experiments import synthesis
+from prunelimit.experiments import runner, synthesis
 from prunelimit.experiments.regime_grids import GRIDS
 from prunelimit.experiments.store import load_record
 from prunelimit.experiments.synthesis import (
@@ -103,7 +103,7 @@ def test_a_stopped_run_goes_on_from_the_last_finished_limit(
             run_synthesis(spec)
     assert load_record(EXPERIMENT, spec) is None
     for name in ("spectrum", "measured_limit", "directional_limit"):
-        monkeypatch.setattr(synthesis, name, broken)
+        monkeypatch.setattr(runner, name, broken)
     found = run_synthesis(spec)
     assert found is not None
     assert found["formula"]["sparsity"] == record["formula"]["sparsity"]

@@ -127,6 +127,34 @@ def agreement_frame(frames: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["title", "axis", "seeds", "lmc", "cka", "error", "same", "chance"])
 
 
+def pruning_frame(grid: str, profile: str = "best") -> pd.DataFrame:
+    """Compare the two ways to spread a density over the layers, on the cells of a grid that have records of both.
+
+    Args:
+        grid: A name of ``GRIDS``.
+        profile: One of ``PROFILES``, or ``"best"`` for the most faithful one that has records of both.
+
+    Returns:
+        One row per density: ``density``, ``cells``; ``error_uniform`` and ``error_global``, means over temperatures and seeds;
+        ``gain``, by how much the first exceeds the second, with its standard error over the cells ``gain_error``; and ``lmc_``
+        and ``cka_`` the same two ways.
+
+    Raises:
+        PruneLimitError: If a name is unknown.
+    """
+    names = [name for name in PROFILES if name in find_grid(grid).profiles] if profile == "best" else [profile]
+    for name in names:
+        parts = [regime_frame(grid, name, distribution=way) for way in ("uniform", "global")]
+        both = parts[0].merge(parts[1], on=["value", "density", "seed"], suffixes=("_uniform", "_global"))
+        if len(both):
+            break
+    both["gain"] = both.error_uniform - both.error_global
+    columns = [f"{measure}_{way}" for measure in ("error", "lmc", "cka") for way in ("uniform", "global")]
+    means = both.astype(dict.fromkeys(columns, float)).groupby("density")[[*columns, "gain"]].mean()
+    grouped = both.groupby("density").gain
+    return means.assign(gain_error=grouped.sem(), cells=grouped.size()).reset_index()
+
+
 def diagrams_missing(grids: Sequence[str] | None = None) -> pd.DataFrame:
     """List what is not recorded of some grids, with the command that fills it: :func:`~.regime_frames.regime_missing`."""
     parts = [regime_missing(name) for name in (GRIDS if grids is None else grids)]

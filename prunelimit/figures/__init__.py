@@ -33,6 +33,7 @@ from prunelimit.figures.limits import (
     plot_radius,
     plot_sweeps,
 )
+from prunelimit.figures.paths import describe_bending, describe_paths, plot_paths
 from prunelimit.figures.phase import (
     describe_diagrams,
     describe_regimes,
@@ -67,6 +68,7 @@ __all__ = [
     "STYLE",
     "as_svg",
     "describe_ball",
+    "describe_bending",
     "describe_bounds",
     "describe_diagrams",
     "describe_directions",
@@ -74,6 +76,7 @@ __all__ = [
     "describe_limits",
     "describe_magnitudes",
     "describe_orientations",
+    "describe_paths",
     "describe_pruners",
     "describe_regimes",
     "describe_rescaling",
@@ -106,6 +109,7 @@ __all__ = [
     "plot_magnitudes",
     "plot_many",
     "plot_orientations",
+    "plot_paths",
     "plot_phase",
     "plot_pruners",
     "plot_radius",

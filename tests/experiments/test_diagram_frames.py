@@ -132,3 +132,28 @@ def test_what_is_missing_has_its_command(monkeypatch, tmp_path):
     assert set(table.grid) == {"epochs", "rho"}
     assert "prunelimit regimes epochs --profile quick" in table.command.tolist()
     assert set(diagram_frames.diagrams_missing().grid) == {"epochs", "batch-size", "learning-rate", "rho"}
+
+
+def test_ways_to_prune_are_compared_cell_by_cell_in_the_best_profile_that_has_both(monkeypatch):
+    frames = {
+        ("quick", "uniform"): recorded("epochs", "quick"),
+        # Half a point better everywhere but at one density, where it is worse by one; one cell is not recorded.
+        ("quick", "global"): recorded("epochs", "quick", missing=[(1, 0.08)]),
+        ("laptop", "uniform"): recorded("epochs", "laptop"),
+    }
+    over_all = frames["quick", "global"]
+    over_all["error"] += np.where(over_all.density == 0.02, 0.01, -0.005)
+
+    def load(grid, profile, *, distribution):
+        return frames.get((profile, distribution), pd.DataFrame(columns=COLUMNS))
+
+    monkeypatch.setattr(diagram_frames, "regime_frame", load)
+    ways = diagram_frames.pruning_frame("epochs").set_index("density")
+    settings = find_grid("epochs").settings("quick")
+    assert ways.index.to_list() == list(settings.densities)
+    assert ways.gain.to_list() == pytest.approx([-0.01, *[0.005] * 5])
+    full = len(settings.values) * len(settings.seeds)
+    assert ways.cells.to_list() == [full, full, full - len(settings.seeds), full, full, full]
+    assert ways.gain_error.to_list() == pytest.approx([0.0] * 6, abs=1e-12)
+    assert ways.error_uniform[0.16] == pytest.approx(np.mean(settings.values) + 0.16 + np.mean(settings.seeds))
+    assert diagram_frames.pruning_frame("epochs", "laptop").empty

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from prunelimit.cli_engines import CpusPerRun, EngineName, GpusPerRun, RayAddress, Retries, choose_engine
 from prunelimit.cli_options import (
     OUT_OF_TIME,
     Budget,
@@ -40,6 +41,11 @@ def run(
     together: Annotated[
         bool, typer.Option("--together", help="Train small networks many at once first; results differ by rounding.")
     ] = False,
+    engine: EngineName = "local",
+    ray_address: RayAddress = None,
+    cpus_per_run: CpusPerRun = 1,
+    gpus_per_run: GpusPerRun = 0,
+    retries: Retries = 3,
     time_budget: Budget = None,
     threads: Threads = 0,
     device: Device = "cpu",
@@ -57,13 +63,16 @@ def run(
     Example: `prunelimit run all --profile paper --device cuda --missing --time-budget 540`
     """
     from prunelimit.experiments.catalogue import PROFILES, find_tasks
+    from prunelimit.experiments.elsewhere import run_limits
     from prunelimit.experiments.order import most_valuable_first
     from prunelimit.experiments.runner import EXPERIMENT, check_seeds, run_limit
     from prunelimit.experiments.store import load_record
     from prunelimit.throughput import Runtime
     from prunelimit.training_many import train_groups
 
-    check_device(device)
+    cluster = choose_engine(engine, device, ray_address, cpus_per_run, gpus_per_run, retries)
+    if cluster and together:
+        raise PruneLimitError("together=True trains in this process: leave it out, or leave out --engine ray.")
     if profile not in PROFILES:
         raise unknown_name("profile", profile, PROFILES)
     deadline = deadline_of(time_budget)
@@ -76,6 +85,9 @@ def run(
         wanted = [spec.train for _, _, spec in cells if load_record(EXPERIMENT, spec) is None]
         here = [train for train in wanted if not (every and _is_absent(train.dataset, absent))]
         train_groups(here, device=device, deadline=deadline, progress=True)
+    options: dict[str, Any] = {"device": device, "deadline": deadline, "runtime": Runtime(compiled=compiled)}
+    names: dict[Any, str] = {}
+    waiting: list[tuple[Any, dict[str, str], bool]] = []
     for task, seed, spec in cells:
         name = f"{task.name} {profile} seed {seed}"
         recorded = load_record(EXPERIMENT, spec) is not None
@@ -86,16 +98,30 @@ def run(
         if every and _is_absent(spec.train.dataset, absent):
             say(f"{name}: skipped, {spec.train.dataset} is not here")
             continue
-        start = time.monotonic()
         label = {"task": task.name, "profile": profile}
-        options: dict[str, Any] = {"deadline": deadline, "runtime": Runtime(compiled=compiled), "progress": True}
-        record = run_limit(spec, label=label, device=device, fresh=recorded, **options)
+        if cluster:
+            names[spec] = name
+            waiting.append((spec, label, recorded))
+            continue
+        start = time.monotonic()
+        record = run_limit(spec, label=label, fresh=recorded, progress=True, **options)
+        _told(name, spec, record, time.monotonic() - start)
         if record is None:
-            say(f"{name}: {OUT_OF_TIME}")
             return
-        limit, rate = record["measured"]["sparsity"], record["provenance"]["throughput"].get("images_per_second")
-        speed = "" if rate is None else f", trained at {rate:,.0f} images/s"
-        say(f"{name}: recorded ({spec.hash}), measured limit {limit:.1%}, {time.monotonic() - start:.0f} s{speed}")
+    if cluster and waiting:
+        for spec, record in run_limits(waiting, cluster, **options):
+            _told(names[spec], spec, record)
+
+
+def _told(name: str, spec: Any, record: dict[str, Any] | None, seconds: float | None = None) -> None:
+    """Say what became of a cell."""
+    if record is None:
+        say(f"{name}: {OUT_OF_TIME}")
+        return
+    limit, rate = record["measured"]["sparsity"], record["provenance"]["throughput"].get("images_per_second")
+    took = "" if seconds is None else f", {seconds:.0f} s"
+    speed = "" if rate is None else f", trained at {rate:,.0f} images/s"
+    say(f"{name}: recorded ({spec.hash}), measured limit {limit:.1%}{took}{speed}")
 
 
 def _is_absent(dataset: str, known: dict[str, bool]) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prunelimit.cli_engines import CpusPerRun, EngineName, GpusPerRun, RayAddress, Retries, choose_engine
 from prunelimit.cli_options import OUT_OF_TIME, Budget, Device, Threads, check_device, deadline_of, say, use_threads
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ def regimes(
     ] = None,
     missing: Annotated[bool, typer.Option("--missing", help="Say nothing of cells that are recorded already.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes to run large networks side by side in.")] = 1,
+    engine: EngineName = "local",
+    ray_address: RayAddress = None,
+    cpus_per_run: CpusPerRun = 1,
+    gpus_per_run: GpusPerRun = 0,
+    retries: Retries = 3,
     time_budget: Budget = None,
     threads: Threads = 0,
     device: Device = "cpu",
@@ -41,12 +47,14 @@ def regimes(
 
     The most valuable cells come first. A run may be stopped at any moment: the next call goes on from the last saved networks.
 
-    Example: `prunelimit regimes epochs --profile laptop --workers 2`
+    Examples: `prunelimit regimes epochs --profile laptop --workers 2`,
+    `prunelimit regimes epochs --profile paper --engine ray --device cuda --gpus-per-run 0.25`
     """
     from prunelimit.experiments.regimes import EXPERIMENT, run_regimes
     from prunelimit.experiments.store import load_record
 
-    check_device(device)
+    beside = workers if workers > 1 else None
+    cluster = choose_engine(engine, device, ray_address, cpus_per_run, gpus_per_run, retries, beside)
     deadline = deadline_of(time_budget)
     use_threads(threads)
     for one in _grids(grid, profile):
@@ -59,7 +67,7 @@ def regimes(
         )
         done = 0
         for spec, record in run_regimes(
-            wanted, label=label, device=device, workers=workers, deadline=deadline, progress=True
+            wanted, label=label, device=device, workers=workers, engine=cluster, deadline=deadline, progress=True
         ):
             value, density, seed = cells[spec]
             pair, name = (

@@ -13,12 +13,13 @@ from torch import nn
 from prunelimit.adapters import Adapted, adapt
 from prunelimit.curvature import GGNOperator, HessianOperator, Spectrum, spectrum
 from prunelimit.curvature.data import Batches, LossFunction, joined, map_tensors
+from prunelimit.curvature.distributed import is_sharded
 from prunelimit.curvature.lanczos import scrambled_seed
 from prunelimit.curvature.operator import CurvatureOperator
 from prunelimit.curvature.reduce import reduced_operator
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.limit import PruningLimit, check_epsilon, default_epsilon, formula_limit, stretch_to_population
-from prunelimit.path_limits import check_tolerance, directional_limit, measured_limit
+from prunelimit.path_limits import check_tolerance, directional_limit, measured_limit, search_limit
 from prunelimit.pruning.magnitude import MagnitudePath, Masks, prunable_parameters
 from prunelimit.pruning.paths import MaskPath, PruningPath
 from prunelimit.refit import refit_limit
@@ -44,9 +45,10 @@ def predict_limit(
     seed: int = 0,
     examples: int | None = None,
     low_memory: bool = False,
-    masks: Callable[[float], Masks] | None = None,
+    masks: Callable[[float], Masks] | MaskPath | None = None,
     tolerance: float = 0.001,
     progress: bool | None = None,
+    shard_parameters: bool = False,
 ) -> PruningLimit:
     """Predict how far a network can be pruned.
 
@@ -77,9 +79,14 @@ def predict_limit(
             solved for half of them too, and the interval holds where the trend leads.
         low_memory: Whether to run Lanczos without a basis, for formula, cone and cut; see
             :class:`~prunelimit.curvature.LanczosRun` for what is lost.
-        masks: Another pruner in place of global magnitude: maps a sparsity to masks.
+        masks: Another pruner in place of global magnitude: maps a sparsity to masks, as the orders of
+            :mod:`prunelimit.pruning` do; or a path whose pruned points also have other weights than the trained ones, such as
+            :class:`~prunelimit.pruning.sparsegpt.SparseGPTPath`.
         tolerance: Width of the bracket in sparsity at which bisection stops.
         progress: Whether to show products done, seconds left and the present interval.
+        shard_parameters: Whether the processes that torchrun started share the weights and every vector of their length, for
+            formula and directional; see :mod:`prunelimit.curvature.sharded`, also for a network that is sharded already, which
+            is noticed.
 
     Returns:
         The limit with its interval.
@@ -99,7 +106,12 @@ def predict_limit(
     settings = Settings(
         prunable, curvature, method, steps, probes, seed, examples, low_memory, masks, tolerance, progress
     )
-    return predict_adapted(adapt(model, loss_fn, data), epsilon, settings)
+    adapted = adapt(model, loss_fn, data)
+    if shard_parameters:
+        from prunelimit.curvature import sharded  # which takes seconds to import
+
+        adapted = dataclasses.replace(adapted, model=sharded.shard_parameters(adapted.model))
+    return predict_adapted(adapted, epsilon, settings)
 
 
 def check_apart(loss_fn: LossFunction | None, curvature: str) -> None:
@@ -130,7 +142,7 @@ class Settings:
     seed: int = 0
     examples: int | None = None
     low_memory: bool = False
-    masks: Callable[[float], Masks] | None = None
+    masks: Callable[[float], Masks] | MaskPath | None = None
     tolerance: float = 0.001
     progress: bool | None = None
 
@@ -169,8 +181,14 @@ def predict_adapted(adapted: Adapted, epsilon: float | None, settings: Settings)
         if epsilon is None:
             epsilon = default_epsilon(model, loss_fn, batches)
         check_epsilon(epsilon)
+        if is_sharded(model):
+            limit = _sharded_limit(adapted, epsilon, settings)
+            limit.cost["seconds"] = time.monotonic() - start
+            return dataclasses.replace(limit, terms=adapted.terms)
         path: PruningPath = MagnitudePath(model, settings.prunable)
-        if settings.masks is not None:
+        if isinstance(settings.masks, MaskPath):
+            path = settings.masks
+        elif settings.masks is not None:
             path = MaskPath(list(parameters), list(parameters.values()), settings.masks)
         if settings.method == "measured":
             limit = measured_limit(model, loss_fn, batches, path, parameters, epsilon, tolerance=settings.tolerance)
@@ -184,10 +202,51 @@ def predict_adapted(adapted: Adapted, epsilon: float | None, settings: Settings)
     return dataclasses.replace(limit, terms=adapted.terms)
 
 
+def _sharded_limit(adapted: Adapted, epsilon: float, settings: Settings) -> PruningLimit:
+    """Solve for formula or directional where processes share the weights; no process sees all of them."""
+    if settings.method not in {"formula", "directional"} or settings.masks is not None:
+        raise PruneLimitError(
+            f"method={settings.method!r} with sharded parameters: choose 'formula' or 'directional', and leave masks= out."
+        )
+    from prunelimit.curvature import sharded
+
+    kinds = {"hessian": sharded.ShardedHessianOperator, "ggn": sharded.ShardedGGNOperator}
+    path = sharded.ShardedMagnitudePath(adapted.model, settings.prunable)
+
+    def operator_on(part: Batches) -> sharded.ShardedOperator:
+        return kinds[settings.curvature](adapted.model, adapted.loss_fn, part, prunable=settings.prunable)
+
+    def solve(part: Batches) -> PruningLimit:
+        operator = operator_on(part)
+        found = sharded.sharded_spectrum(
+            operator,
+            steps=settings.steps,
+            probes=settings.probes,
+            seed=settings.seed,
+            low_memory=settings.low_memory,
+            progress=settings.progress,
+        )
+        limit = formula_limit(found, path.distance, epsilon, examples=operator.examples)
+        limit.cost["products"] = float(operator.products)
+        return limit
+
+    if settings.method == "formula":
+        return _from_sample(solve, adapted.batches, settings)
+    operator = operator_on(adapted.batches)
+
+    def rise(sparsity: float) -> float:
+        return operator.expansion(path.displacement(sparsity))
+
+    # The path has what the search asks of one: total and distance.
+    limit = search_limit("directional", rise, path, epsilon, settings.tolerance, operator.examples)  # type: ignore[arg-type]
+    limit.cost["products"] = float(operator.products)
+    return limit
+
+
 def _spectral_limit(
     adapted: Adapted, names: list[str], path: PruningPath, epsilon: float, settings: Settings
 ) -> PruningLimit:
-    """Solve for formula, cone or cut; from a sample, twice."""
+    """Solve for formula, cone or cut."""
     kind, low_memory = CURVATURES[settings.curvature], settings.low_memory
 
     def solve(part: Batches) -> PruningLimit:
@@ -221,10 +280,15 @@ def _spectral_limit(
         limit.cost["products"] = float(operator.products)
         return limit
 
-    total, examples = sum(len(targets) for _, targets in adapted.batches), settings.examples
+    return _from_sample(solve, adapted.batches, settings)
+
+
+def _from_sample(solve: Callable[[Batches], PruningLimit], batches: Batches, settings: Settings) -> PruningLimit:
+    """Solve for a limit with all examples, or from a sample, twice."""
+    total, examples = sum(len(targets) for _, targets in batches), settings.examples
     if examples is None or examples == total:
-        return solve(adapted.batches)
-    half, whole = (solve(_sample(adapted.batches, count, settings.seed)) for count in (examples // 2, examples))
+        return solve(batches)
+    half, whole = (solve(_sample(batches, count, settings.seed)) for count in (examples // 2, examples))
     whole.cost["products"] += half.cost["products"]
     return stretch_to_population(whole, half, total)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from prunelimit.curvature.data import Batches, has_rows
 from prunelimit.errors import PruneLimitError
@@ -36,6 +36,11 @@ def processes(shard: bool | None) -> tuple[int, int]:
     if not ready or shard is False:
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Tell whether a network has parameters that are sharded over processes, as DTensors."""
+    return any(hasattr(parameter, "placements") for parameter in model.parameters())
 
 
 def own_part(batches: Batches, rank: int, world: int) -> Batches:

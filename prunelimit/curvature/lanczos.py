@@ -102,10 +102,18 @@ def basis_bytes(dimension: int, steps: int, probes: int = 1, dtype: torch.dtype 
     return dimension * steps * probes * dtype.itemsize
 
 
-def _inner(one: Tensor, other: Tensor) -> float:
-    """Add up an inner product in float64, in pieces, because whole copies of long vectors would cost their memory."""
+def inner(one: Tensor, other: Tensor) -> Tensor:
+    """Add up an inner product in float64, in pieces, because whole copies of long vectors would cost their memory.
+
+    Args:
+        one: ``(n,)``.
+        other: ``(n,)``.
+
+    Returns:
+        The product, without dimensions.
+    """
     pieces = zip(one.split(_PIECE), other.split(_PIECE), strict=True)
-    return float(sum(a.double() @ b.double() for a, b in pieces))
+    return torch.as_tensor(sum(a.double() @ b.double() for a, b in pieces))
 
 
 class LanczosRun:
@@ -130,8 +138,12 @@ class LanczosRun:
         self, operator: SymmetricOperator, starts: Tensor, *, reorthogonalise: bool = True, first: Tensor | None = None
     ) -> None:
         self.operator, self.reorthogonalise = operator, reorthogonalise
-        rows = starts.reshape(-1, operator.dimension).to(operator.device, operator.dtype)
+        # Of an operator whose vectors are sharded this process holds slices, and what it sums is a part.
+        self._width: int = getattr(operator, "width", operator.dimension)
+        self._add_slices: Callable[[Tensor], Tensor] | None = getattr(operator, "add_slices", None)
+        rows = starts.reshape(-1, self._width).to(operator.device, operator.dtype)
         norms = rows.double().norm(dim=1, keepdim=True)
+        norms = norms if self._add_slices is None else self._add_slices(norms.square()).sqrt()
         if not bool((norms > 0).all()):
             raise PruneLimitError("start is the zero vector (or NaN): draw a random one.")
         self.current = rows / norms.to(rows)
@@ -175,7 +187,7 @@ class LanczosRun:
             raise PruneLimitError(f"steps={steps!r} must be at least 1: each step is one product per probe.")
         steps = min(steps, self.operator.dimension - self.steps)
         if self.reorthogonalise and steps and not all(self.complete):
-            shape = (len(self.current), steps, self.operator.dimension)
+            shape = (len(self.current), steps, self._width)
             self._blocks.append(torch.empty(shape, dtype=self.current.dtype, device=self.current.device))
             self._filled.append(0)
         for number in range(steps):
@@ -205,21 +217,27 @@ class LanczosRun:
             following[p] = self._orthogonalise(p, products[p])
         self.previous, self.current = self.current, following
 
+    def _summed(self, part: Tensor) -> Tensor:
+        return part if self._add_slices is None else self._add_slices(part)
+
+    def _inner(self, one: Tensor, other: Tensor) -> float:
+        return float(self._summed(inner(one, other)))
+
     def _orthogonalise(self, p: int, vector: Tensor) -> Tensor:
         """Take the known directions out of one product, note the coefficients, return the next basis vector."""
         current = self.current[p]
-        whole = math.sqrt(_inner(vector, vector))
-        alpha = _inner(vector, current)
+        whole = math.sqrt(self._inner(vector, vector))
+        alpha = self._inner(vector, current)
         vector = vector - alpha * current
         if self.previous is not None:
             vector -= self.beta[p][-1] * self.previous[p]
         for _ in range(2 if self.reorthogonalise else 0):
             for block, filled in zip(self._blocks, self._filled, strict=True):
                 known = block[p, :filled]
-                vector -= known.T @ (known @ vector)
-            if math.sqrt(_inner(vector, vector)) > SECOND_PASS * whole:
+                vector -= known.T @ self._summed(known @ vector)
+            if math.sqrt(self._inner(vector, vector)) > SECOND_PASS * whole:
                 break
-        size = math.sqrt(_inner(vector, vector))
+        size = math.sqrt(self._inner(vector, vector))
         self._scale[p] = max(self._scale[p], abs(alpha), size)
         # What is left after a complete Krylov space is rounding: it must not become a direction.
         floor = 10 * torch.finfo(vector.dtype).eps * self._scale[p]
@@ -236,8 +254,10 @@ class LanczosRun:
             **about: Plain JSON values that say what was probed; :meth:`load` compares them.
 
         Raises:
-            PruneLimitError: If the process keeps no basis.
+            PruneLimitError: If the process keeps no basis, or slices of it.
         """
+        if self._add_slices is not None:
+            raise PruneLimitError("folder cannot hold the slices of sharded parameters: leave it out.")
         if not self.reorthogonalise:
             raise PruneLimitError("reorthogonalise=False keeps no basis to save: run with the basis to continue later.")
         folder.mkdir(parents=True, exist_ok=True)

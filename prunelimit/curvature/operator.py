@@ -26,7 +26,7 @@ from prunelimit.curvature.data import (
     mean_loss,
     split_rows,
 )
-from prunelimit.curvature.distributed import add_up, all_or_none, own_part, processes
+from prunelimit.curvature.distributed import add_up, all_or_none, is_sharded, own_part, processes
 from prunelimit.curvature.memory import free_memory, is_out_of_memory, state_memory
 from prunelimit.curvature.network import Network
 from prunelimit.curvature.rules import AnalyticRule, GaussNewtonRule, HessianRule, Rule, TwiceError
@@ -85,6 +85,7 @@ class CurvatureOperator:
     Attributes:
         shape: ``(D, D)``.
         dimension: D.
+        width: Entries of a vector that this process holds: D, or fewer if the parameters are sharded.
         dtype: Type of the products.
         device: Device of the products.
         examples: Number of examples N.
@@ -98,6 +99,7 @@ class CurvatureOperator:
     """
 
     _hessian: bool
+    _slices = False
 
     def __init__(
         self,
@@ -115,6 +117,8 @@ class CurvatureOperator:
             raise unknown_name("rule", rule, RULES)
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise PruneLimitError(f"batch_size={batch_size!r} must be at least 1: it is the rows per pass.")
+        if is_sharded(model) and not self._slices:
+            raise PruneLimitError("model has sharded parameters: use the operators of prunelimit.curvature.sharded.")
         self._rank, self._world = processes(shard)
         batches = as_batches(data, None)
         named = prunable_parameters(model, prunable)
@@ -123,6 +127,7 @@ class CurvatureOperator:
         self.examples = sum(len(targets) for _, targets in batches)
         self.dimension = sum(p.numel() for p in self.parameters)
         self.shape = (self.dimension, self.dimension)
+        self.width = self.dimension
         self.products, self.reserve = 0, 0
         self._network = Network(model, loss_fn, self.names, dtype)
         self.dtype, self.device = self._network.dtype, self._network.device
@@ -180,7 +185,7 @@ class CurvatureOperator:
         """Give loss and gradient at the present weights, from the last pass over the data if it was made there."""
         self._follow_weights()
         if self._loss is None or self._gradient is None:
-            self._shared(torch.empty(0, self.dimension, dtype=self.dtype, device=self.device))
+            self._shared(torch.empty(0, self.width, dtype=self.dtype, device=self.device))
         assert self._loss is not None
         assert self._gradient is not None
         return self._loss, self._gradient
@@ -197,12 +202,12 @@ class CurvatureOperator:
         Raises:
             PruneLimitError: If the number of rows is not D.
         """
-        if vectors.ndim not in {1, 2} or vectors.shape[0] != self.dimension:
+        if vectors.ndim not in {1, 2} or vectors.shape[0] != self.width:
             raise PruneLimitError(
-                f"vectors has shape {tuple(vectors.shape)}: give ({self.dimension},) or ({self.dimension}, k)."
+                f"vectors has shape {tuple(vectors.shape)}: give ({self.width},) or ({self.width}, k)."
             )
         with torch.inference_mode(False), torch.no_grad():
-            rows = vectors.detach().to(self.device, self.dtype).reshape(self.dimension, -1).T.contiguous()
+            rows = vectors.detach().to(self.device, self.dtype).reshape(self.width, -1).T.contiguous()
             if rows.is_inference():
                 rows = rows.clone()
             self._follow_weights()
@@ -277,7 +282,7 @@ class CurvatureOperator:
         known, kept = self._loss is not None, self._kept
         result = torch.zeros_like(rows)
         columns, targets = [self._cut(row) for row in rows], [self._cut(row) for row in result]
-        gradient = None if known else torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
+        gradient = None if known else torch.zeros(self.width, dtype=self.dtype, device=self.device)
         slope = [] if gradient is None else self._cut(gradient)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         with nullcontext() if kept is not None else self._network.ready():

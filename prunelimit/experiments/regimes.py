@@ -1,17 +1,15 @@
 """Train, prune, retrain, compare: the cells of a grid, as a graph of cached runs.
 
 A dense network is trained once for all densities, and an early-stopped one once for all later stops. Small multilayer perceptrons
-are trained many at once; other networks one after the other, or side by side in worker processes.
+are trained many at once; other networks one after the other, or side by side in the processes of an engine.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import copy
 import dataclasses
 import itertools
 import json
-import multiprocessing
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from prunelimit.datasets import Dataset, DeviceSplit, load_dataset
-from prunelimit.errors import PruneLimitError
+from prunelimit.experiments.engines import Engine, LocalEngine, from_wall_clock, to_wall_clock
 from prunelimit.experiments.regime_specs import RegimeSpec
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder
@@ -37,6 +35,7 @@ from prunelimit.training_prefix import begin_from_shorter, is_prefix
 EXPERIMENT = "regimes"
 
 _Cells = list[tuple[RegimeSpec, dict[str, Any]]]
+_Parents = dict[TrainSpec, TrainedModel]
 
 
 class _Shared:
@@ -84,19 +83,26 @@ class _Means:
     Attributes:
         label: Grid and profile; kept in the records for people.
         device: Where to run.
-        deadline: Value of ``time.monotonic()`` after which nothing new is begun.
+        ends: Seconds since the epoch after which nothing new is begun.
         progress: Whether to show progress.
+        remote: Whether parents and records are returned instead of being left in folders: those here may be another machine's.
     """
 
     label: dict[str, str]
     device: str
-    deadline: float | None
+    ends: float | None
     progress: bool | None
+    remote: bool = False
+
+    @property
+    def deadline(self) -> float | None:
+        """Value of this machine's ``time.monotonic()`` after which nothing new is begun."""
+        return from_wall_clock(self.ends)
 
     @property
     def late(self) -> bool:
         """Whether the deadline has passed."""
-        return self.deadline is not None and time.monotonic() > self.deadline
+        return self.ends is not None and time.time() > self.ends
 
     @property
     def training(self) -> dict[str, Any]:
@@ -110,6 +116,7 @@ def run_regimes(
     label: dict[str, str] | None = None,
     device: str = "cpu",
     workers: int = 1,
+    engine: Engine | None = None,
     deadline: float | None = None,
     progress: bool | None = None,
 ) -> Iterator[tuple[RegimeSpec, dict[str, Any]]]:
@@ -120,6 +127,7 @@ def run_regimes(
         label: Grid and profile that they stand for; kept in the records for people.
         device: Where to run.
         workers: Processes to run networks side by side in that are not trained many at once.
+        engine: Where all networks are trained instead, in place of ``workers`` processes.
         deadline: Value of ``time.monotonic()`` after which nothing new is begun. Networks are saved while they are trained:
             the next call goes on from there.
         progress: Whether to show progress.
@@ -130,9 +138,8 @@ def run_regimes(
     Raises:
         PruneLimitError: If there is no worker, or a network cannot be trained.
     """
-    if workers < 1:
-        raise PruneLimitError(f"workers={workers!r} must be at least 1.")
-    means, shared = _Means(label or {}, device, deadline, progress), _Shared(device)
+    pool = engine or LocalEngine(workers)
+    means, shared = _Means(label or {}, device, to_wall_clock(deadline), progress), _Shared(device)
     missing = []
     for spec in dict.fromkeys(specs):
         if record := load_record(EXPERIMENT, spec):
@@ -143,13 +150,13 @@ def run_regimes(
     for batch in _batches(missing, means, shared):
         if means.late:
             return
-        if workers > 1 and len(batch) == 1:
+        if engine or (workers > 1 and len(batch) == 1):
             break
         yield from _run_batch(batch, means, shared)
         missing = missing[len(batch) :]
     else:
         return
-    yield from _run_side_by_side(missing, means, workers)
+    yield from _run_side_by_side(missing, means, shared, pool)
 
 
 def _batches(specs: Sequence[RegimeSpec], means: _Means, shared: _Shared) -> Iterator[list[RegimeSpec]]:
@@ -200,10 +207,11 @@ class _Child:
 
 
 def _run_batch(
-    specs: Sequence[RegimeSpec], means: _Means, shared: _Shared
+    specs: Sequence[RegimeSpec], means: _Means, shared: _Shared, parents: _Parents | None = None
 ) -> Iterator[tuple[RegimeSpec, dict[str, Any]]]:
-    """Train the parents of some cells, then all of their children, then measure."""
-    parents = train_parents([spec.train for spec in specs], **means.training)
+    """Train the parents of some cells, unless they are given, then all of their children, then measure."""
+    if parents is None:
+        parents = train_parents([spec.train for spec in specs], **means.training)
     ready = [spec for spec in specs if _is_finished(parents[spec.train])]
     if not ready or means.late:
         return
@@ -276,38 +284,51 @@ def _record(
         "pairs": [{k: None if v != v else v for k, v in pair.items()} for pair in pairs],
         "seconds": {"retraining": round(seconds, 2), "measuring": round(time.monotonic() - start, 2)},
     }
-    save_record(EXPERIMENT, spec, record)
+    if not means.remote:
+        save_record(EXPERIMENT, spec, record)
     shutil.rmtree(_folder(spec), ignore_errors=True)
     return json.loads(json.dumps(record))
 
 
 def _run_side_by_side(
-    specs: Sequence[RegimeSpec], means: _Means, workers: int
+    specs: Sequence[RegimeSpec], means: _Means, shared: _Shared, engine: Engine
 ) -> Iterator[tuple[RegimeSpec, dict[str, Any]]]:
-    """Run cells one by one, but several at a time; those whose parents share epochs stay together in one process."""
+    """Run cells in other processes; parents that share epochs are trained together in one of them, before their children."""
     chains: dict[TrainSpec, list[RegimeSpec]] = {}
     for spec in specs:
         later = [other.train for other in specs if is_prefix(spec.train, other.train)]
         longest = max(later, key=lambda train: train.epochs, default=spec.train)
         chains.setdefault(longest, []).append(spec)
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, torch.get_num_threads() // workers)
-    with concurrent.futures.ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
-        waiting = {pool.submit(_train_chain, [s.train for s in chain], means): chain for chain in chains.values()}
-        running: list[concurrent.futures.Future[_Cells]] = []
-        for done in concurrent.futures.as_completed(waiting):
-            done.result()
-            running += [pool.submit(_run_alone, spec, means) for spec in waiting[done]]
-        for found in concurrent.futures.as_completed(running):
-            yield from found.result()
+    theirs = dataclasses.replace(means, remote=engine.remote, progress=False if engine.remote else means.progress)
+    with engine:
+        waiting: dict[Any, list[RegimeSpec] | None] = {
+            engine.submit(_train_chain, [spec.train for spec in chain], theirs): chain for chain in chains.values()
+        }
+        while waiting:
+            for job in engine.wait(waiting):
+                chain = waiting.pop(job)
+                if chain is not None:
+                    batches = _batches(chain, means, shared)
+                    waiting |= {engine.submit(_run_cells, batch, theirs, job): None for batch in batches}
+                    continue
+                for spec, record in engine.result(job):
+                    if theirs.remote:
+                        save_record(EXPERIMENT, spec, record)
+                    yield spec, record
 
 
-def _train_chain(specs: Sequence[TrainSpec], means: _Means) -> None:
-    """Train the parents of a chain, in a worker process."""
-    if not means.late:
-        train_parents(specs, **means.training)
+def _train_chain(specs: Sequence[TrainSpec], means: _Means) -> _Parents | None:
+    """Train the parents of a chain, in another process; they are found in the cache, or returned, on the CPU."""
+    parents = {} if means.late else train_parents(specs, **means.training)
+    for parent in parents.values():
+        parent.model.cpu()
+    return parents if means.remote else None
 
 
-def _run_alone(spec: RegimeSpec, means: _Means) -> _Cells:
-    """Run one cell in a worker process."""
-    return [] if means.late else list(_run_batch([spec], means, _Shared(means.device)))
+def _run_cells(specs: Sequence[RegimeSpec], means: _Means, parents: _Parents | None) -> _Cells:
+    """Run some cells in another process."""
+    if means.late or parents == {}:
+        return []
+    for parent in (parents or {}).values():
+        parent.model.to(means.device)
+    return list(_run_batch(specs, means, _Shared(means.device), parents))

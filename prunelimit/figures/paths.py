@@ -54,10 +54,11 @@ def describe_paths(along: pd.DataFrame) -> str:
         A sentence per curve.
     """
     said = []
-    for (value, density, curve), part in along.groupby(["value", "density", "curve"], sort=False):
-        worst = part.loc[part.error.idxmax()]
+    for _, part in along.groupby(["value", "density", "curve"], sort=False):
+        value, density, curve = part.iloc[0][["value", "density", "curve"]]
+        worst = part.iloc[int(part.error.argmax())]
         said.append(
-            f"Value {value:g}, density {100 * density:g} %, {_CURVES[str(curve)][2]}: {part.error.iloc[0]:.1%} at the first "
+            f"Value {value:g}, density {100 * density:g} %, {_CURVES[curve][2]}: {part.error.iloc[0]:.1%} at the first "
             f"child, {part.error.iloc[-1]:.1%} at the second, at most {worst.error:.1%} (t = {worst.t:.2f})."
         )
     return " ".join(said)
@@ -73,20 +74,20 @@ def describe_bending(cells: pd.DataFrame, words: str = "training epochs") -> str
     Returns:
         One sentence on the barriers, and one per density on the traces of the first and the last value.
     """
-    highest = cells.loc[cells.barrier.idxmax()]
+    highest = cells.sort_values("barrier").iloc[-1]
     lower = int((cells.barrier_bent < cells.barrier).sum())
     said = [
         f"The highest barrier on a straight line is {highest.barrier:.1%} ({words}: {highest.value:g}, density "
         f"{100 * highest.density:g} %); on the trained curve {highest.barrier_bent:.1%} is left of it. The curve's barrier is "
         f"the lower one in {lower} of {len(cells)} cells."
     ]
-    for density, column in cells.groupby("density"):
+    for _, column in cells.groupby("density"):
         first, last = column.iloc[0], column.iloc[-1]
         gap, noise = last.trace - first.trace, (first.trace_error**2 + last.trace_error**2) ** 0.5
         how = "larger" if gap > 0 else "smaller"
         clear = "" if abs(gap) > 2 * noise else ", which is within two standard errors"
         said.append(
-            f"Density {100 * density:g} %: the trace is {how} at {last.value:g} than at {first.value:g} "
+            f"Density {100 * first.density:g} %: the trace is {how} at {last.value:g} than at {first.value:g} "
             f"({last.trace:.1f} against {first.trace:.1f}){clear}; the largest eigenvalue is {last.top:.2f} against {first.top:.2f}."
         )
     return "\n".join(said)

@@ -19,6 +19,8 @@ FULL = (
     ("same-accuracy", "--network", "resnet-small"),
     ("growth",),
     ("many",),
+    ("size",),
+    ("workers",),
 )
 SHORT = (
     ("same-work", "--network", "quick-mlp"),
@@ -27,17 +29,24 @@ SHORT = (
     ("same-accuracy", "--network", "quick-mlp"),
     ("growth",),
     ("many",),
+    ("size",),
+    ("workers",),
 )
+
+#: Comparisons whose one record is of all their networks.
+SINGLE = ("growth", "many", "size", "workers")
 
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = ("all", "same-work", "memory", "memory-one", "same-accuracy", "growth", "many")
+    commands = ("all", "same-work", "memory", "memory-one", "same-accuracy", *SINGLE, "size-one", "workers-one")
     parser.add_argument("command", nargs="?", default="all", choices=commands)
     parser.add_argument("--network", default="fc5", help="a name in benchmarks/problems.py")
-    parser.add_argument("--steps", type=int, default=None, help="Lanczos steps (96)")
-    parser.add_argument("--repeats", type=int, default=None, help="rounds (5), of which the median counts")
+    parser.add_argument("--steps", type=int, default=None, help="Lanczos steps (96; size: 8); workers: products (4)")
+    parser.add_argument(
+        "--repeats", type=int, default=None, help="rounds (5; size: 2; workers: 3), of which the median counts"
+    )
     parser.add_argument("--examples", type=int, default=None, help="fewer images than the 2,000 of the comparison")
     parser.add_argument("--probes", type=int, default=None, help="start vectors per estimate (16), same-accuracy")
     parser.add_argument("--methods", nargs="+", default=None, help="only these methods")
@@ -74,7 +83,7 @@ def run_one(given: argparse.Namespace) -> None:
     """Run one comparison in this process."""
     import torch
 
-    from benchmarks import growth, many, memory, records, same_accuracy, same_work
+    from benchmarks import growth, many, memory, records, same_accuracy, same_work, size, workers
 
     torch.set_num_threads(given.threads)
     quick = given.quick
@@ -82,7 +91,14 @@ def run_one(given: argparse.Namespace) -> None:
     if given.command == "memory-one":
         print(json.dumps(memory.one(given.network, given.methods[0], steps)))
         return
-    single = given.command in ("growth", "many")
+    # Of networks so large, and of products alone, fewer.
+    few = given.steps or (4 if quick or "workers" in given.command else 8)
+    if given.command in ("size-one", "workers-one"):
+        found = (size if given.command == "size-one" else workers).one(given.network, few, repeats)
+        if found is not None:
+            print(json.dumps(records.plain(found)))
+        return
+    single = given.command in SINGLE
     name = given.command if single else f"{given.command}-{given.network}"
     out = given.out or (None if quick else records.folder())
     record = records.Record(name + ("-quick" if quick and single else ""), out)
@@ -96,6 +112,12 @@ def run_one(given: argparse.Namespace) -> None:
         counts = same_accuracy.STEPS[:3] if quick else same_accuracy.STEPS
         probes, groups = given.probes or (2 if quick else 16), given.repeats or (2 if quick else 3)
         same_accuracy.compare(record, given.network, probes=probes, groups=groups, steps=counts, names=given.methods)
+    elif given.command == "size":
+        rounds = given.repeats or (1 if quick else 2)
+        size.compare(record, networks=size.QUICK if quick else size.FULL, steps=few, repeats=rounds)
+    elif given.command == "workers":
+        networks = workers.QUICK if quick else workers.FULL
+        workers.compare(record, networks=networks, products=few, repeats=given.repeats or (1 if quick else 3))
     elif given.command == "many":
         many.compare(record, sizes=many.QUICK if quick else many.FULL, repeats=repeats)
     else:

@@ -32,7 +32,8 @@ class Setting:
 
     Attributes:
         dataset: Name of the data set; the training images are used.
-        network: A name of ``build_model``, ``"mlp a-b-c"`` or ``"resnet depth-width"``.
+        network: A name of ``build_model``, which the number of logits may follow, ``"mlp a-b-c"`` or
+            ``"resnet depth-width"``.
         examples: Images behind the curvature, N.
         iterations: Training iterations of SGD with momentum 0.9, batches of 128 and no augmentation.
         lr: Learning rate.
@@ -58,6 +59,8 @@ class Setting:
 PROBLEMS = {
     "fc5": Setting("cifar10", "fc5", 2000, 200, 0.01),
     "resnet20": Setting("cifar10", "resnet20", 2000, 200, 0.1),
+    "resnet18": Setting("cifar10", "resnet18", 128, 10, 0.05),
+    "resnet50": Setting("cifar10", "resnet50 1000", 128, 10, 0.05),
     "mlp-small": Setting("digits", "mlp 64-64-32-10", 1000, 1000, 0.05),
     "resnet-small": Setting("cifar10", "resnet 8-5", 500, 400, 0.1, pool=4),
     "quick-mlp": Setting("digits", "mlp 64-16-10", 200, 40, 0.05),
@@ -135,7 +138,7 @@ def _network(setting: Setting, shape: tuple[int, int, int]) -> nn.Module:
         return mlp(numbers)
     if kind == "resnet":
         return cifar_resnet(numbers[0], numbers[1], shape[0], 10)
-    return build_model(kind, input_shape=shape, seed=setting.seed)
+    return build_model(kind, input_shape=shape, num_classes=numbers[0] if numbers else 10, seed=setting.seed)
 
 
 def _train(model: nn.Module, setting: Setting, inputs: Tensor, targets: Tensor) -> None:

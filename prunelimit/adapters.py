@@ -18,8 +18,11 @@ place: a language model that predicts the next token has to shift them, or to co
 
 Each batch counts by the number of terms that its mean loss is over. That is its number of examples; for torch's
 cross-entropy and negative log-likelihood, and for a model's own loss with integer labels, the number of targets that are not
-``ignore_index``. Batches are cut into smaller passes only where that changes nothing: where each batch counts by its rows,
-and where the loss of the first rows is the mean of the losses of their halves (a contrastive loss, for example, is not).
+``ignore_index``. With class weights, as in ``CrossEntropyLoss(weight=...)``, a batch's loss is divided by the mean weight of
+all targets and not by that of its own, so that the mean over batches is the loss of the whole data.
+
+Batches are cut into smaller passes only where that changes nothing: where each batch counts by its rows, and where the loss
+of the first rows is the mean of the losses of their halves (a contrastive loss, for example, is not).
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ from prunelimit.curvature.network import unwrapped
 from prunelimit.errors import PruneLimitError
 from prunelimit.losses import (
     TokenLoss,
+    by_class,
     classes_last,
     given_loss,
     ignore_index,
@@ -124,7 +128,7 @@ def adapt(model: nn.Module, loss_fn: LossFunction | None, data: Any) -> Adapted:
     _initialise(model, pairs[0][0])
     model, loss_fn, pairs = _in_float32(model, loss_fn, pairs)
     with suited_threads(model):
-        return _Trial(model, loss_fn, pairs, whole).adapted()
+        return _Trial(model, by_class(loss_fn, [targets for _, targets in pairs]), pairs, whole).adapted()
 
 
 def _pairs(data: Any, whole: bool, dictionaries: bool) -> list[tuple[Any, Any]]:
@@ -315,7 +319,8 @@ class _Trial:
             return rowed
         if self.whole and len(pairs) > 1:
             raise PruneLimitError(
-                "loss_fn is not a mean over rows, so that cutting the data changes it: give batches, which are then kept whole."
+                "loss_fn is not a mean over rows, so that cutting the data changes it: give batches, which are then kept whole; "
+                "or, if it has class weights, CrossEntropyLoss(weight=...) itself."
             )
         return [(inputs, Counted(bare(targets), len(targets))) for inputs, targets in pairs]
 

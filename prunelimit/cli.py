@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from prunelimit import cli_predict, cli_records, cli_regimes
+from prunelimit import cli_predict, cli_records, cli_regimes, cli_transformers
 from prunelimit.cli_options import out, say
 from prunelimit.errors import PruneLimitError
 
@@ -34,7 +34,7 @@ def _checkout() -> Path:
     return root
 
 
-for module in (cli_predict, cli_records, cli_regimes):
+for module in (cli_predict, cli_records, cli_regimes, cli_transformers):
     module.add_commands(app)
 
 

@@ -29,6 +29,22 @@ Budget = Annotated[float | None, typer.Option(help="Seconds after which nothing 
 Threads = Annotated[int, typer.Option(help="Threads for torch; 0 leaves its choice.")]
 
 
+def words_of(text: str) -> list[str]:
+    """Cut a list with commas into its words."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers_of(text: str, what: str) -> list[float]:
+    """Cut a list with commas into numbers, or name the word that is none."""
+    numbers = []
+    for word in words_of(text):
+        try:
+            numbers.append(float(word))
+        except ValueError:
+            raise PruneLimitError(f"{what} has {word!r}, which is no number: give a list such as 0.9,0.95.") from None
+    return numbers
+
+
 def check_device(device: str) -> str:
     """Return the device, or say that this machine does not have it."""
     import torch

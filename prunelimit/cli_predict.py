@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from prunelimit.cli_options import Device, check_device, say
+from prunelimit.cli_options import Device, check_device, numbers_of, say, words_of
 from prunelimit.errors import PruneLimitError, unknown_name
 
 #: Losses that have a name on the command line, in torch.nn.functional; "own" stands for the model's own.
 LOSSES = ("cross_entropy", "mse_loss", "binary_cross_entropy_with_logits", "own")
+
+#: Kinds of units that have a name, those of prunelimit.pruning.structured; importing it would take seconds.
+UNITS = ("channel", "input")
 
 #: Endings of the file of a report.
 REPORTS = (".html", ".json", ".txt", ".svg", ".png", ".pdf")
@@ -37,7 +42,10 @@ def predict(
     ],
     arch: Annotated[str, typer.Option(help="Network that FILE belongs to, for example fc5.")] = "",
     weights: Annotated[
-        Path | None, typer.Option(help="Weights for package.module:function: FILE.safetensors, or a saved state dict.")
+        Path | None,
+        typer.Option(
+            help="Weights for package.module:function: FILE.safetensors, also of save_sparse, or a saved state dict."
+        ),
     ] = None,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Load pickled objects from weights: that runs code in the file.")
@@ -45,12 +53,38 @@ def predict(
     loss: Annotated[
         str, typer.Option(help=f"{', '.join(LOSSES[:-1])}, own (the model returns it), or package.module:function.")
     ] = "cross_entropy",
+    prunable: Annotated[
+        str,
+        typer.Option(
+            help="Parameters to prune: names or patterns with `*`, commas between; a pattern never means biases and "
+            "normalisation. default stands for the weights of linear and convolution layers: `default,*.in_proj_weight` adds "
+            "those of torch's attention."
+        ),
+    ] = "default",
+    units: Annotated[
+        str,
+        typer.Option(
+            help=f"What leaves together: weights (single ones), {', '.join(UNITS)}, or package.module:function that numbers the "
+            "weights of a network by unit, for example by head."
+        ),
+    ] = "weights",
     method: Annotated[
         str,
         typer.Option(
-            help="formula (the theorem), cone, cut (it knows the step), directional, refit (kept weights move), or measured."
+            help="formula (the theorem), cone, cut (it knows the step), directional, refit (kept weights move), or "
+            "measured. Default: formula, or the first of --methods."
         ),
-    ] = "formula",
+    ] = "",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Methods of a report, commas between: formula,directional,measured leaves out refit, the dearest by far."
+        ),
+    ] = "",
+    targets: Annotated[
+        str,
+        typer.Option(help="Sparsities you want to reach, commas between: the report says what has to change for each."),
+    ] = "",
     curvature: Annotated[str, typer.Option(help="hessian (absolute eigenvalues), or ggn.")] = "hessian",
     epsilon: Annotated[
         float | None,
@@ -63,8 +97,12 @@ def predict(
     seed: Annotated[int, typer.Option(help="Seed of the probes and of the training.")] = 0,
     device: Device = "cpu",
     at_least: Annotated[
-        float, typer.Option(help="Exit with status 1 if the limit is lower than this sparsity, for scripts.")
+        float, typer.Option(help="Exit with status 1 if the limit by --method is lower than this sparsity.")
     ] = 0.0,
+    need_resolved: Annotated[
+        bool,
+        typer.Option("--need-resolved", help="Exit with status 3 if its interval is wider than one point."),
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -76,67 +114,152 @@ def predict(
     """Predict how far a network can be pruned.
 
     Started by torchrun, the processes share the data of every curvature product, and the first one prints.
-    With --report, the formula, the directional method, refitting and measuring are all used, and every layer is tried alone.
-    Status 0: done; 1: the limit is below --at-least; 2: bad input, said in one sentence.
+    With --report, the formula, the directional method, refitting and measuring are all used unless --methods names others, and
+    every layer is tried alone.
+
+    Status 0: done; 1: the limit is lower than --at-least; 2: the input cannot be used, and one sentence says why; 3: the limit is
+    not resolved, if --need-resolved asks for that. Without these options an unresolved limit is status 0, and the output says so.
 
     Example: `prunelimit predict --model fc5-quick --data digits --method directional`
 
     Your own: `prunelimit predict --model mine:network --weights mine.safetensors --data mine:batches`
     """
     from prunelimit.curvature.distributed import joined_processes
-    from prunelimit.predict import SPECTRAL, predict_limit
 
     check_device(device)
-    if report is not None and report.suffix not in REPORTS:
-        raise PruneLimitError(f"report={str(report)!r} has no known ending: choose one of {', '.join(REPORTS)}.")
+    chosen = _methods(method, methods, report)
+    wanted = numbers_of(targets, "targets")
+    if wanted and report is None:
+        raise PruneLimitError("targets serves a report: give --report FILE.html as well.")
     loss_fn = _loss(loss)
     with joined_processes(device) as rank:
         if ":" in data:
-            batches, count, sampled = _own_data(data, model), 0, False
+            batches, sample = _own_data(data, model), None
             network = _own_network(model, weights, trust_pickle, device)
         else:
             network, split = _catalogue(model, arch, weights, trust_pickle, data, seed, device)
-            count = min(examples, len(split)) if examples else len(split)
-            sampled = report is None and method in SPECTRAL and count < len(split)  # a report takes the same for all
-            batches = split.tensors() if sampled else split.tensors(count)
+            batches, sample = _taken(split, examples, chosen, report)
+        numbered = _units(units, network)
         common: dict[str, Any] = {
             "epsilon": epsilon,
+            "prunable": _prunable(prunable, network, numbered),
             "curvature": curvature,
             "steps": steps,
             "probes": probes,
             "seed": seed,
+            "low_memory": low_memory,
         }
         if report is not None:
-            found = _reported(network, loss_fn, batches, method, model, common)
+            found = _reported(network, loss_fn, batches, chosen, numbered, wanted, model, common)
+            limit, text, values = found.limits[chosen[0]], f"{found}\n\n{report}", found.to_dict()
             if rank == 0:
                 _write(found, report)
-                print(json.dumps(found.to_dict())) if as_json else say(f"{found}\n\n{report}")
-            raise typer.Exit(int(found.limits[method].sparsity < at_least))
-        limit = predict_limit(
-            network,
-            loss_fn,
-            batches,
-            **common,
-            method=method,
-            examples=count if sampled else None,
-            low_memory=low_memory,
-            progress=not as_json and rank == 0,
-        )
-    if rank == 0:
-        if as_json:
-            print(json.dumps(limit.to_dict()))
         else:
-            say(str(limit))
+            quiet = as_json or rank != 0
+            limit, text, values = _predicted(network, loss_fn, batches, chosen[0], numbered, sample, quiet, common)
+    if rank == 0:
+        print(json.dumps(values)) if as_json else say(text)
     if limit.sparsity < at_least:
         raise typer.Exit(1)
+    if need_resolved and not limit.resolved:
+        raise typer.Exit(3)
 
 
-def _reported(network: Any, loss_fn: Any, batches: Any, method: str, name: str, options: dict[str, Any]) -> Any:
-    """Make a report by the usual methods and the one that was asked for."""
-    from prunelimit.report import USUAL, limit_report
+def _methods(method: str, methods: str, report: Path | None) -> list[str]:
+    """List the methods of a report, or the one of a prediction; the first decides the status."""
+    from prunelimit.predict import METHODS
+    from prunelimit.report import USUAL
 
-    methods = [method, *(usual for usual in USUAL if usual != method)]
-    return limit_report(network, loss_fn, batches, methods=methods, name=name, **options)
+    if report is None:
+        if methods:
+            raise PruneLimitError("methods serves a report: give --report FILE.html as well, or --method for one.")
+        return [method or METHODS[0]]
+    if report.suffix not in REPORTS:
+        raise PruneLimitError(f"report={str(report)!r} has no known ending: choose one of {', '.join(REPORTS)}.")
+    listed = words_of(methods) or list(USUAL)
+    first = method or listed[0]
+    return [first, *(name for name in dict.fromkeys(listed) if name != first)]
+
+
+def _taken(split: Any, examples: int, methods: list[str], report: Path | None) -> tuple[Any, int | None]:
+    """Give the images of a data set that count, and how many of them are drawn later, if some are."""
+    from prunelimit.predict import SPECTRAL
+
+    count = min(examples, len(split)) if examples else len(split)
+    if report is None and methods[0] in SPECTRAL and count < len(split):
+        return split.tensors(), count
+    return split.tensors(count), None  # a report takes the same for all
+
+
+def _units(units: str, network: Any) -> Any:
+    """Find the units by their name, in the singular or the plural; ``None`` for single weights."""
+    from prunelimit.loading import load_object
+
+    if ":" in units:
+        numbered = load_object(units, "units")(network)
+        if not isinstance(numbered, Mapping):
+            raise PruneLimitError(
+                f"units={units!r} gave a {type(numbered).__name__}: let it map parameter names to numbers."
+            )
+        return numbered
+    known = {"weight": None} | {name: name for name in UNITS}
+    if units.removesuffix("s") not in known:
+        raise unknown_name("units", units, ["weights", *UNITS])
+    return known[units.removesuffix("s")]
+
+
+def _prunable(patterns: str, network: Any, numbered: Any) -> list[str] | None:
+    """Name what is pruned; by default what has numbered units, or what the library takes."""
+    from prunelimit.loading import match_prunable
+
+    if patterns != "default":
+        return match_prunable(network, words_of(patterns))
+    return list(numbered) if isinstance(numbered, Mapping) else None
+
+
+def _reported(
+    network: Any,
+    loss_fn: Any,
+    batches: Any,
+    methods: list[str],
+    units: Any,
+    targets: list[float],
+    name: str,
+    common: dict[str, Any],
+) -> Any:
+    """Make a report."""
+    from prunelimit.report import limit_report
+
+    options: dict[str, Any] = {"methods": methods, "units": units, "targets": targets, "name": name}
+    return limit_report(network, loss_fn, batches, **options, **common)
+
+
+def _predicted(
+    network: Any,
+    loss_fn: Any,
+    batches: Any,
+    method: str,
+    units: Any,
+    sample: int | None,
+    quiet: bool,
+    common: dict[str, Any],
+) -> tuple[Any, str, dict[str, Any]]:
+    """Predict by one method; give the limit, and all that is said of it as text and as JSON values."""
+    from prunelimit.layers import left_out, left_out_line, left_out_values, unit_masks
+    from prunelimit.predict import predict_limit
+    from prunelimit.pruning.magnitude import prunable_parameters
+
+    @functools.cache
+    def pruner() -> Any:  # not before the first batch, which a lazily initialised network needs
+        return unit_masks(network, units, list(prunable_parameters(network, common["prunable"])))
+
+    masks = None if units is None else lambda sparsity: pruner()(sparsity)
+    options: dict[str, Any] = {"method": method, "masks": masks, "examples": sample, "progress": not quiet}
+    limit = predict_limit(network, loss_fn, batches, **options, **common)
+    aside = left_out(network, common["prunable"])
+    line = left_out_line(aside, limit.total)
+    text = f"{limit}\n  {line}" if line else str(limit)
+    return limit, text, limit.to_dict() | {"left_out": left_out_values(aside)}
 
 
 def _write(found: Any, path: Path) -> None:

@@ -1,9 +1,9 @@
-"""Which layers hold a network back: a limit for each of them alone, and each one's part in the rise of a common cut."""
+"""Which layers hold a network back: a limit for each alone, its part in the rise of a common cut; and what has no part at all."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,7 +15,9 @@ from prunelimit.curvature.data import LossFunction
 from prunelimit.errors import PruneLimitError
 from prunelimit.limit import default_epsilon
 from prunelimit.predict import CURVATURES, Settings, predict_adapted
-from prunelimit.pruning.magnitude import MagnitudePath, prunable_parameters
+from prunelimit.pruning.magnitude import MagnitudePath, Masks, prunable_parameters
+from prunelimit.pruning.paths import MaskPath, PruningPath
+from prunelimit.pruning.structured import UnitOrder, Units
 from prunelimit.threads import suited_threads
 
 Groups = Mapping[str, Sequence[str]]
@@ -58,6 +60,15 @@ class LayerLimits:
             lines.append(line)
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook."""
+        return self.table.style.hide(axis="index").format(_LOOK, na_rep="—").to_html()
+
+
+#: How numbers of the tables are written.
+_LOOK: dict[Any, Any] = dict.fromkeys(("share", "sparsity", "low", "high", "removed"), "{:.1%}")
+_LOOK |= {"weights": "{:,}", "rise": "{:+.3g}"}
+
 
 def layer_limits(
     model: nn.Module,
@@ -70,8 +81,10 @@ def layer_limits(
     curvature: str = "hessian",
     method: str = "directional",
     common: float | None = None,
+    units: Units | None = None,
     steps: int = 64,
     seed: int = 0,
+    low_memory: bool = False,
     tolerance: float = 0.001,
 ) -> LayerLimits:
     """Predict how far each layer can be pruned if only it is pruned and all others stay as they are.
@@ -91,8 +104,10 @@ def layer_limits(
         method: Any of :func:`~prunelimit.predict_limit`. ``"directional"`` takes one gradient and about ten curvature
             products per layer; ``"measured"`` takes no derivative at all.
         common: Sparsity of a global magnitude cut, whose rise is split over the layers at the price of one product.
+        units: What leaves together, as for :class:`~prunelimit.pruning.UnitOrder`; by default single weights.
         steps: Curvature products, for formula, cone and cut.
         seed: Seed of the probe.
+        low_memory: As for :func:`~prunelimit.predict_limit`.
         tolerance: Width of the bracket in sparsity at which bisection stops.
 
     Returns:
@@ -109,12 +124,19 @@ def layer_limits(
         >>> list(limits.table.layer)
         ['0.weight', '2.weight']
     """
-    settings = Settings(prunable, curvature, method, steps, 1, seed, tolerance=tolerance, progress=False)
-    return layers_adapted(adapt(model, loss_fn, data), epsilon, settings, groups, common)
+    settings = Settings(
+        prunable, curvature, method, steps, 1, seed, low_memory=low_memory, tolerance=tolerance, progress=False
+    )
+    return layers_adapted(adapt(model, loss_fn, data), epsilon, settings, groups, common, units)
 
 
 def layers_adapted(
-    adapted: Adapted, epsilon: float | None, settings: Settings, groups: Groups | None, common: float | None
+    adapted: Adapted,
+    epsilon: float | None,
+    settings: Settings,
+    groups: Groups | None,
+    common: float | None,
+    units: Units | None = None,
 ) -> LayerLimits:
     """Predict a limit for each layer of a network whose model, loss and batches fit together already.
 
@@ -124,6 +146,7 @@ def layers_adapted(
         settings: The other arguments of :func:`~prunelimit.predict_limit`.
         groups: As for :func:`layer_limits`.
         common: As for :func:`layer_limits`.
+        units: As for :func:`layer_limits`.
 
     Returns:
         The limits.
@@ -135,7 +158,8 @@ def layers_adapted(
     total = sum(named[name].numel() for names in groups.values() for name in names)
     rows, cost = [], {"products": 0.0, "evaluations": 0.0, "seconds": 0.0}
     for layer, names in groups.items():
-        limit = predict_adapted(adapted, epsilon, dataclasses.replace(settings, prunable=list(names)))
+        own = dataclasses.replace(settings, prunable=list(names), masks=unit_masks(adapted.model, units, names))
+        limit = predict_adapted(adapted, epsilon, own)
         low, high = limit.interval
         row = {"layer": layer, "weights": limit.total, "share": limit.total / total}
         rows.append(row | {"sparsity": limit.sparsity, "low": low, "high": high})
@@ -143,7 +167,7 @@ def layers_adapted(
             cost[name] += value
     table = pd.DataFrame(rows)
     if common is not None:
-        removed, rise = _common_cut(adapted, groups, common, settings.curvature)
+        removed, rise = _common_cut(adapted, groups, common, settings.curvature, units)
         table = table.assign(removed=removed, rise=rise)
         cost["products"] += 1
     return LayerLimits(table, epsilon, settings.method, common, cost)
@@ -160,13 +184,126 @@ def _checked(model: nn.Module, groups: Groups | None, prunable: Sequence[str] | 
     return groups
 
 
-def _common_cut(adapted: Adapted, groups: Groups, sparsity: float, curvature: str) -> tuple[list[float], list[float]]:
+def unit_masks(model: nn.Module, units: Units | None, names: Sequence[str]) -> Callable[[float], Masks] | None:
+    """Return the pruner that removes whole units of some parameters.
+
+    Args:
+        model: The network.
+        units: As for :class:`~prunelimit.pruning.UnitOrder`; numbers of other parameters are left out.
+        names: The parameters.
+
+    Returns:
+        Maps a sparsity to masks; ``None`` for single weights.
+    """
+    if isinstance(units, Mapping):
+        units = {name: units[name] for name in names if name in units}
+    return None if units is None else UnitOrder(model, units, list(names)).masks
+
+
+def unit_path(model: nn.Module, units: Units | None, names: Sequence[str] | None) -> PruningPath:
+    """Return the sparse points of one global cut, by single weights or whole units.
+
+    Args:
+        model: The network.
+        units: As for :func:`unit_masks`.
+        names: The prunable parameters; by default the weights of linear and convolution layers.
+
+    Returns:
+        The path.
+    """
+    parameters = prunable_parameters(model, names)
+    masks = unit_masks(model, units, list(parameters))
+    if masks is None:
+        return MagnitudePath(model, names)
+    return MaskPath(list(parameters), list(parameters.values()), masks)
+
+
+def _common_cut(
+    adapted: Adapted, groups: Groups, sparsity: float, curvature: str, units: Units | None
+) -> tuple[list[float], list[float]]:
     """Split the rise g'd + d'Hd / 2 of a global cut over the layers: what each coordinate of d is multiplied by."""
     with suited_threads(adapted.model):
-        path = MagnitudePath(adapted.model, [name for names in groups.values() for name in names])
-        operator = CURVATURES[curvature](adapted.model, adapted.loss_fn, adapted.batches, prunable=path.names)
+        parameters = prunable_parameters(adapted.model, [name for names in groups.values() for name in names])
+        path = unit_path(adapted.model, units, list(parameters))
+        operator = CURVATURES[curvature](adapted.model, adapted.loss_fn, adapted.batches, prunable=list(parameters))
         step, masks = path.displacement(sparsity), path.masks(sparsity)
         curved = operator @ step
-        parts = path.split(step.double() * (operator.gradient.double() + curved.double() / 2))
+        flat = step.double() * (operator.gradient.double() + curved.double() / 2)
+    parts = dict(zip(parameters, flat.split([p.numel() for p in parameters.values()]), strict=True))
     removed = [float(torch.cat([1 - masks[name].reshape(-1) for name in names]).mean()) for names in groups.values()]
     return removed, [sum(float(parts[name].sum()) for name in names) for names in groups.values()]
+
+
+#: Reasons of :func:`left_out`, and the words for them.
+REASONS = {
+    "kind": "in no linear or convolution layer",
+    "unnamed": "not in prunable",
+    "frozen": "frozen",
+    "vector": "biases and normalisation",
+}
+
+
+def left_out(model: nn.Module, prunable: Sequence[str] | None = None) -> pd.DataFrame:
+    """List the parameters that do not count as prunable, and why.
+
+    Args:
+        model: Any torch module.
+        prunable: Names of the prunable parameters; by default the weights of linear and convolution layers.
+
+    Returns:
+        One row per parameter, in the model's order: ``parameter``, ``weights`` (their number), ``module`` (the class that it
+        belongs to) and ``why``, one of the values of ``REASONS``.
+    """
+    chosen = prunable_parameters(model, prunable)
+    rows = []
+    for name, p in model.named_parameters():
+        if name in chosen:
+            continue
+        why = "frozen" if not p.requires_grad else "vector" if p.ndim < 2 else "kind" if prunable is None else "unnamed"
+        owner = type(model.get_submodule(name.rpartition(".")[0])).__name__
+        rows.append((name, p.numel(), owner, REASONS[why]))
+    return pd.DataFrame(rows, columns=["parameter", "weights", "module", "why"])
+
+
+def left_out_line(table: pd.DataFrame, total: int, most: int = 3) -> str:
+    """Say in one line what does not count as prunable, why, and how to include it.
+
+    Args:
+        table: What :func:`left_out` gives.
+        total: Number of weights that do count.
+        most: How many parameters are named for each reason.
+
+    Returns:
+        The line; empty if there is nothing to say.
+    """
+    if table.empty:
+        return ""
+    parts = []
+    for why in REASONS.values():
+        found = table[table.why == why].sort_values("weights", ascending=False, kind="stable")
+        named = [f"{row.parameter} ({row.module}, {row.weights:,})" for row in found[:most].itertuples()]
+        if len(found) and why == REASONS["vector"]:
+            parts.append(f"{why}: {found.weights.sum():,}")
+        elif len(found):
+            more = [f"{len(found) - most} more"] * (len(found) > most)
+            parts.append(f"{why}: {', '.join(named + more)}")
+    count = int(table.weights.sum())
+    fix = "To include one, name it in prunable= beside the others (on the command line: --prunable default,NAME)."
+    needs = bool((table.why == REASONS["kind"]).any())  # who named the others knows how
+    line = f"Not counted as prunable: {count:,} of {count + total:,} parameters; {'; '.join(parts)}."
+    return f"{line} {fix}" if needs else line
+
+
+def left_out_values(table: pd.DataFrame) -> dict[str, Any]:
+    """Return what does not count as prunable as plain JSON values.
+
+    Args:
+        table: What :func:`left_out` gives.
+
+    Returns:
+        Reason to ``weights`` (their number) and ``parameters`` (names).
+    """
+    return {
+        str(why): {"weights": int(part.weights.sum()), "parameters": part.parameter.tolist()}
+        for why, part in table.groupby("why")
+    }

@@ -1,20 +1,24 @@
-"""Networks, data and losses by name, and weights from files that cannot run code."""
+"""Networks, data, losses and parameters by name, and weights from files that cannot run code."""
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from prunelimit.errors import PruneLimitError, unknown_name
+from prunelimit.models import prunable_names
+from prunelimit.pruning.export import FORMAT, load_sparse
 
 #: Where training programs put a network's weights in a larger checkpoint.
 NESTED = ("state_dict", "model_state_dict", "model")
@@ -34,7 +38,7 @@ def load_object(reference: str, what: str) -> Any:
         The object.
 
     Raises:
-        PruneLimitError: If the module or the name in it does not exist.
+        PruneLimitError: If the module or the name in it does not exist, or the module cannot be imported.
     """
     module_name, _, name = reference.partition(":")
     here = str(Path.cwd())
@@ -46,6 +50,8 @@ def load_object(reference: str, what: str) -> Any:
         raise PruneLimitError(
             f"{what}={reference!r} needs the module {error.name!r}, which is not found: call from its folder or install it."
         ) from error
+    except Exception as error:
+        raise _failed(what, reference, "cannot be imported", error) from error
     if not hasattr(module, name):
         raise unknown_name(what, name, [n for n in vars(module) if not n.startswith("_")])
     return getattr(module, name)
@@ -61,9 +67,62 @@ def load_made(reference: str, what: str) -> Any:
 
     Returns:
         What it makes.
+
+    Raises:
+        PruneLimitError: If there is no such function, or it fails.
     """
     found = load_object(reference, what)
-    return found() if callable(found) and not isinstance(found, nn.Module) else found
+    if not callable(found) or isinstance(found, nn.Module):
+        return found
+    try:
+        return found()
+    except PruneLimitError:
+        raise
+    except Exception as error:
+        raise _failed(what, reference, "fails", error) from error
+
+
+def match_prunable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Name the parameters that patterns stand for.
+
+    Args:
+        model: Any torch module.
+        patterns: Names of parameters or patterns as for files, with ``*``, ``?`` and ``[]``; frozen parameters, biases and
+            those of normalisation are taken only by their name, lest ``*.weight`` means them as well. ``"default"`` stands
+            for the weights of linear and convolution layers.
+
+    Returns:
+        Names, in the model's order.
+
+    Raises:
+        PruneLimitError: If a pattern fits no parameter.
+    """
+    named = dict(model.named_parameters())
+    usual = [n for n, p in named.items() if p.requires_grad and (isinstance(p, UninitializedParameter) or p.ndim > 1)]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        fitting = prunable_names(model) if pattern == "default" else [pattern] if pattern in named else []
+        fitting = fitting or fnmatch.filter(usual, pattern)
+        if not fitting:
+            raise unknown_name("prunable", pattern, ["default", *named])
+        chosen.update(fitting)
+    return [name for name in named if name in chosen]
+
+
+def is_sparse(path: Path | str) -> bool:
+    """Tell whether a file was written by :func:`~prunelimit.pruning.export.save_sparse`.
+
+    Args:
+        path: Any file, or none.
+
+    Returns:
+        Whether its metadata say so.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError, ValueError):
+        return False
 
 
 def read_weights(path: Path | str, *, trust: bool = False) -> dict[str, Tensor]:
@@ -78,11 +137,16 @@ def read_weights(path: Path | str, *, trust: bool = False) -> dict[str, Tensor]:
         Names to tensors, on the CPU.
 
     Raises:
-        PruneLimitError: If the file is missing or damaged, holds pickled objects and is not trusted, or holds no weights.
+        PruneLimitError: If the file is missing or damaged, holds pickled objects and is not trusted, holds no weights, or
+            those of :func:`~prunelimit.pruning.export.save_sparse`, which need their model.
     """
     path = Path(path)
     if not path.is_file():
         raise PruneLimitError(f"weights={str(path)!r} is not a file: give a safetensors file or a saved state dict.")
+    if is_sparse(path):
+        raise PruneLimitError(
+            f"weights={str(path)!r} was written by save_sparse: read it into its model by load_weights."
+        )
     try:
         found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
@@ -113,7 +177,8 @@ def load_weights(model: nn.Module, path: Path | str, *, trust: bool = False) -> 
 
     Args:
         model: The network; changed only if every name fits.
-        path: As for :func:`read_weights`.
+        path: As for :func:`read_weights`, or a pruned network of :func:`~prunelimit.pruning.export.save_sparse`, whose
+            removed weights become zeros.
         trust: As there.
 
     Returns:
@@ -123,6 +188,13 @@ def load_weights(model: nn.Module, path: Path | str, *, trust: bool = False) -> 
         PruneLimitError: If the file cannot be read or belongs to another network. A tensor that is tied to one in the
             file may be missing.
     """
+    if is_sparse(path):
+        if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
+            raise PruneLimitError(
+                f"weights={str(path)!r} is sparse and has no shapes for a lazy model: call it on a batch first."
+            )
+        load_sparse(path, model)
+        return model.eval()
     weights = read_weights(path, trust=trust)
     state = model.state_dict(keep_vars=True)
     there = {id(state[name]) for name in weights if name in state}
@@ -137,6 +209,13 @@ def load_weights(model: nn.Module, path: Path | str, *, trust: bool = False) -> 
         reason = str(error).strip().splitlines()[-1].strip().rstrip(".").replace(". ", "; ")
         raise PruneLimitError(f"weights={str(path)!r} does not fit the model: {reason}.") from error
     return model.eval()
+
+
+def _failed(what: str, reference: str, how: str, error: Exception) -> PruneLimitError:
+    reason = (str(error).strip().splitlines() or [""])[0].rstrip(".").replace(". ", "; ")
+    return PruneLimitError(
+        f"{what}={reference!r} {how}, with {type(error).__name__} ({reason[:200]}): try it in Python first."
+    )
 
 
 def _unreadable(path: Path, error: Exception) -> PruneLimitError:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunelimit.curvature.data import LossFunction
+from prunelimit.curvature.data import LossFunction, bare
 from prunelimit.errors import PruneLimitError
 
 _WITH_IGNORED = (functional.cross_entropy, functional.nll_loss)
@@ -83,9 +83,82 @@ class TokenLoss:
         return self.loss_fn(output.flatten(0, -2), targets.flatten())
 
 
+class ClassWeighted:
+    r"""Torch's cross-entropy with class weights, over a batch that counts by its targets.
+
+    Torch divides the sum :math:`\sum_i w_{y_i} \ell_i` of a batch by the batch's own weights, so that the mean over batches
+    is the loss of the whole data only if each counts by its weights. Divided by the number of targets and by their mean
+    weight over all the data, it is that for batches that count by their targets, and can be cut anywhere.
+
+    Args:
+        function: ``cross_entropy`` or ``nll_loss`` of ``torch.nn.functional``.
+        weight: ``(classes,)`` weights.
+        mean: Mean weight of a target over all the data.
+        ignore_index: Target that does not count.
+        **settings: Further arguments of the function.
+    """
+
+    def __init__(
+        self, function: Callable[..., Tensor], weight: Tensor, mean: float, ignore_index: int, **settings: Any
+    ) -> None:
+        self.function, self.weight, self.mean = function, weight, mean
+        self.ignore_index, self.settings = ignore_index, settings
+
+    def __call__(self, output: Tensor, targets: Tensor) -> Tensor:
+        """Give the batch's part in the mean over all the data."""
+        options = {"ignore_index": self.ignore_index, "reduction": "sum"} | self.settings
+        total = self.function(output, targets, weight=self.weight.to(output), **options)
+        return total / ((targets != self.ignore_index).sum() * self.mean)
+
+
+def by_class(loss_fn: Any, targets: Sequence[Any]) -> Any:
+    """Let a loss with class weights have the same mean over batches as over all the data.
+
+    Args:
+        loss_fn: Any loss.
+        targets: Targets of each batch.
+
+    Returns:
+        A :class:`ClassWeighted` for torch's cross-entropy and negative log-likelihood with class weights and integer
+        targets, as modules or as ``functools.partial(cross_entropy, weight=...)``; any other loss as it is.
+
+    Raises:
+        PruneLimitError: If no target has a weight that is positive.
+    """
+    found = _class_weights(loss_fn)
+    values = [bare(target) for target in targets]
+    if found is None or not all(isinstance(v, Tensor) and not v.is_floating_point() for v in values):
+        return loss_fn
+    function, weight, settings = found
+    counted = [value[value != settings["ignore_index"]].to(weight.device) for value in values]
+    # Targets out of range are refused by the loss itself, with the reason.
+    each = [weight.double()[part.clamp(0, len(weight) - 1)] for part in counted]
+    total, count = sum(float(part.sum()) for part in each), sum(map(len, counted))
+    if count and not total > 0:
+        raise PruneLimitError("loss_fn has class weights that are zero for every target: give a positive one.")
+    return ClassWeighted(function, weight, total / count, **settings) if count else loss_fn
+
+
+def _class_weights(loss_fn: Any) -> tuple[Callable[..., Tensor], Tensor, dict[str, Any]] | None:
+    """Take a loss with class weights apart: torch's function, its weights and its other settings."""
+    if isinstance(loss_fn, functools.partial) and loss_fn.func in _WITH_IGNORED and not loss_fn.args:
+        settings = {"ignore_index": _IGNORED, **loss_fn.keywords}
+        function, weight = loss_fn.func, settings.pop("weight", None)
+        settings = {name: settings[name] for name in ("ignore_index", "label_smoothing") if name in settings}
+        plain = loss_fn.keywords.get("reduction", "mean") == "mean"
+        return None if weight is None or not plain else (function, weight, settings)
+    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)) and loss_fn.weight is not None:
+        settings = {"ignore_index": loss_fn.ignore_index}
+        if isinstance(loss_fn, nn.NLLLoss):
+            return functional.nll_loss, loss_fn.weight, settings
+        return functional.cross_entropy, loss_fn.weight, settings | {"label_smoothing": loss_fn.label_smoothing}
+    return None
+
+
 def is_cross_entropy(loss_fn: Any) -> bool:
     """Tell whether a loss is torch's cross-entropy, with or without settings."""
     inner = loss_fn.func if isinstance(loss_fn, functools.partial) else loss_fn
+    inner = inner.function if isinstance(inner, ClassWeighted) else inner
     return inner is functional.cross_entropy or isinstance(inner, nn.CrossEntropyLoss)
 
 
@@ -102,7 +175,7 @@ def ignore_index(loss_fn: Any) -> int | None:
         return _IGNORED
     if isinstance(loss_fn, functools.partial) and loss_fn.func in _WITH_IGNORED:
         return int(loss_fn.keywords.get("ignore_index", _IGNORED))
-    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)):
+    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss, ClassWeighted)):
         return loss_fn.ignore_index
     return _IGNORED if loss_fn in _WITH_IGNORED else None
 

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from scipy.optimize import brentq
+import pandas as pd
 from torch import nn
 
-from prunelimit.adapters import adapt
+from prunelimit.adapters import Adapted, adapt
+from prunelimit.changes import FURTHER, Change, measured_rise, needed_change
 from prunelimit.curvature.data import LossFunction
-from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.errors import PruneLimitError, unknown_name
-from prunelimit.layers import Groups, LayerLimits, layers_adapted
+from prunelimit.layers import (
+    Groups,
+    LayerLimits,
+    layers_adapted,
+    left_out,
+    left_out_line,
+    left_out_values,
+    unit_masks,
+    unit_path,
+)
 from prunelimit.limit import PruningLimit, default_epsilon
 from prunelimit.predict import METHODS, Settings, check_apart, predict_adapted
-from prunelimit.pruning.magnitude import MagnitudePath
+from prunelimit.pruning.magnitude import prunable_parameters
+from prunelimit.pruning.paths import PruningPath
+from prunelimit.pruning.structured import Units
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,81 +46,6 @@ MEANING = {
     "measured": "one cut for real, kept weights as they are",
 }
 
-#: How far beyond the limit the advice looks, in sparsity.
-FURTHER = 0.05
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    r"""What has to change for the formula's limit to be higher.
-
-    The formula's equation, :math:`1 - d(2 \epsilon / R^2) / D = s`, knows curvature, distance and tolerance only through
-    :math:`R^2 H / \epsilon`. At the wanted sparsity, with the present distance R there, that product has to become
-    ``factor`` times what it is. Each of the others does it alone.
-
-    Attributes:
-        sparsity: The wanted limit.
-        factor: What the curvature has to be multiplied by, below one: flatter.
-        interval: The same with the high and the low end of the effective dimension; infinite where that end leaves room for
-            any curvature.
-    """
-
-    sparsity: float
-    factor: float
-    interval: tuple[float, float]
-
-    @property
-    def weights(self) -> float:
-        """What the weights that are cut have to be multiplied by, at the same curvature."""
-        return self.factor**0.5
-
-    @property
-    def epsilon(self) -> float:
-        """What the tolerated rise has to be multiplied by, for the same network."""
-        return 1 / self.factor if self.factor else float("inf")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; infinity, for which JSON has no number, becomes ``None``."""
-        low, high = self.interval
-        values = {"curvature": self.factor, "curvature_low": low, "curvature_high": high}
-        values |= {"weights": self.weights, "epsilon": self.epsilon}
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        return {"sparsity": self.sparsity, **finite}
-
-
-def needed_change(found: Spectrum, distance: np.ndarray, epsilon: float, sparsity: float) -> Change:
-    """Solve the formula's equation for the curvature that a higher limit needs.
-
-    Args:
-        found: The spectrum.
-        distance: ``(D + 1,)`` distances R, as in :class:`~prunelimit.pruning.magnitude.MagnitudePath`.
-        epsilon: Tolerated rise of the loss.
-        sparsity: The wanted limit, in ``(0, 1)``.
-
-    Returns:
-        The change; a factor above one means that there is room already, zero that no curvature seen is small enough.
-
-    Raises:
-        PruneLimitError: If the sparsity is out of range or nothing but zeros would be removed.
-    """
-    radius = float(distance[round(sparsity * (len(distance) - 1))]) if 0 < sparsity < 1 else 0.0
-    if not radius:
-        raise PruneLimitError(f"sparsity={sparsity!r} must lie in (0, 1), where weights that are not zero are removed.")
-    now = 2 * epsilon / radius**2
-
-    def factor(which: int) -> float:
-        def gap(log_mu: float) -> float:
-            share = found.effective_dimension(np.array([np.exp(log_mu)]))[which] / found.dimension
-            return float(np.asarray(share).item()) - (1 - sparsity)
-
-        low, high = np.log(now) - 60, np.log(now) + 60
-        if gap(low) <= 0:
-            return float("inf")
-        return 0.0 if gap(high) >= 0 else float(now / np.exp(brentq(gap, low, high, xtol=1e-10)))
-
-    value, *ends = (factor(which) for which in range(3))
-    return Change(sparsity, value, (min(ends), max(ends)))
-
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -119,9 +53,10 @@ class Report:
 
     Attributes:
         name: What the network is called.
-        limits: Method to limit, all for one epsilon and the same data.
+        limits: Method to limit, all for one epsilon and the same data; :attr:`table` has them in rows.
         layers: A limit for each layer alone, and its part in the rise of the common cut at the limit; ``None`` if not asked for.
-        change: What five more points need, by the formula; ``None`` without the formula.
+        changes: What each wanted limit needs, by the formula; empty without the formula.
+        left_out: Parameters that do not count as prunable, and why; see :func:`~prunelimit.layers.left_out`.
         epsilon: Tolerated rise of the training loss, in nats.
         seconds: Time that the whole report took.
     """
@@ -129,9 +64,30 @@ class Report:
     name: str
     limits: dict[str, PruningLimit]
     layers: LayerLimits | None
-    change: Change | None
+    changes: tuple[Change, ...]
+    left_out: pd.DataFrame
     epsilon: float
     seconds: float
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The limits, one row per method.
+
+        Columns: ``method``, ``sparsity``, ``low`` and ``high`` (its interval), ``resolved``, and its cost: ``products``
+        (curvature), ``evaluations`` (of the loss) and ``seconds``.
+        """
+        costs = ("products", "evaluations", "seconds")
+        rows = [
+            (name, limit.sparsity, *limit.interval, limit.resolved, *(limit.cost.get(kind, 0.0) for kind in costs))
+            for name, limit in self.limits.items()
+        ]
+        names = ["method", "sparsity", "low", "high", "resolved", *costs]
+        return pd.DataFrame(rows, columns=names).astype({"products": int, "evaluations": int})
+
+    @property
+    def total(self) -> int:
+        """Number of prunable weights, D."""
+        return next(iter(self.limits.values())).total
 
     @property
     def gain(self) -> float | None:
@@ -161,15 +117,13 @@ class Report:
         if wide:
             lines.append(f"Not resolved: {', '.join(wide)}; more steps or probes narrow the interval.")
         lines += self._about_layers()
-        if self.change is not None and 0 < self.change.factor < 1:
-            low, high = self.change.interval
-            lines.append(
-                f"For the formula's limit to be {self.change.sparsity:.1%}, curvature times squared distance has to fall to "
-                f"{self.change.factor:.3g} of what it is ({low:.3g} to {f'{high:.3g}' if high < 1 else 'no change'}): "
-                f"flatter by that factor, or the weights that are cut smaller, {self.change.weights:.3g} times as large at "
-                f"the same curvature, or a tolerated rise {self.change.epsilon:.3g} times as large."
-            )
-        return lines
+        lines += [line for change in self.changes for line in change.sentences(self.epsilon)]
+        left = left_out_line(self.left_out, self.total)
+        return [*lines, left] if left else lines
+
+    def describe(self) -> str:
+        """Return the findings as Markdown, a point each."""
+        return "\n".join(f"- {line}" for line in self.findings())
 
     def _about_layers(self) -> list[str]:
         """Name the layers that take more of the rise than of the removed weights."""
@@ -189,13 +143,13 @@ class Report:
             f"At a cut of {self.layers.common:.1%}, these layers hold the network back: {', '.join(named)}."
         ] * bool(named)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Show everything as text."""
-        lines = [f"Pruning report: {self.name}, {next(iter(self.limits.values())).total:,} prunable weights", ""]
+        lines = [f"Pruning report: {self.name}, {self.total:,} prunable weights", ""]
         for name, limit in self.limits.items():
             low, high = limit.interval
             lines.append(f"  {name:<12} {limit.sparsity:6.1%}  ({low:.1%} to {high:.1%})  {MEANING[name]}")
-        lines += ["", *(f"- {line}" for line in self.findings())]
+        lines += ["", self.describe()]
         if self.layers is not None:
             lines += ["", repr(self.layers)]
         return "\n".join([*lines, "", f"Cost: {self.products} curvature products, {self.seconds:.3g} seconds"])
@@ -208,11 +162,18 @@ class Report:
             "limits": {name: limit.to_dict() for name, limit in self.limits.items()},
             "gain": self.gain,
             "layers": None if self.layers is None else self.layers.to_dict(),
-            "change": None if self.change is None else self.change.to_dict(),
+            "changes": [change.to_dict() for change in self.changes],
+            "left_out": left_out_values(self.left_out),
             "findings": self.findings(),
             "products": self.products,
             "seconds": self.seconds,
         }
+
+    def _repr_html_(self) -> str:
+        """Show findings and tables in a notebook; :meth:`plot` draws them."""
+        from prunelimit.report_page import report_tables
+
+        return report_tables(self)
 
     def to_html(self) -> str:
         """Return one page that needs nothing else: tables, findings and the figure inside."""
@@ -237,10 +198,13 @@ def limit_report(
     methods: Sequence[str] = USUAL,
     layers: bool = True,
     groups: Groups | None = None,
+    units: Units | None = None,
+    targets: Sequence[float] = (),
     curvature: str = "hessian",
     steps: int = 64,
     probes: int = 1,
     seed: int = 0,
+    low_memory: bool = False,
     name: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> Report:
@@ -252,13 +216,17 @@ def limit_report(
         data: As there; read once.
         epsilon: As there.
         prunable: As there.
-        methods: Methods of :func:`~prunelimit.predict_limit`.
+        methods: Methods of :func:`~prunelimit.predict_limit`. The dearest of the usual four is ``"refit"``.
         layers: Whether to find a limit for each layer alone, by the directional method, about ten products each.
         groups: Name to parameters that count as one layer; by default each prunable parameter by itself.
+        units: What leaves together, as for :class:`~prunelimit.pruning.UnitOrder`; by default single weights.
+        targets: Sparsities that you want to reach: the report says what each needs, by the formula. By default five points
+            more than its limit.
         curvature: As for :func:`~prunelimit.predict_limit`.
         steps: As there.
         probes: As there.
         seed: As there.
+        low_memory: As there.
         name: What to call the network; by default its class.
         progress: Called with the name of each part before it begins.
 
@@ -268,17 +236,18 @@ def limit_report(
     Raises:
         PruneLimitError: If an argument cannot be used; the message names it and the fix.
     """
-    if not methods:
-        raise PruneLimitError(f"methods is empty: name at least one of {', '.join(METHODS)}.")
-    for method in methods:
-        if method not in METHODS:
-            raise unknown_name("methods", method, METHODS)
+    _check(methods, targets)
     check_apart(loss_fn, curvature)
     start, tell = time.monotonic(), progress or (lambda part: None)
-    if groups is not None and prunable is None:
+    if prunable is None and groups is not None:
         prunable = [parameter for group in groups.values() for parameter in group]
-    settings = Settings(prunable, curvature, methods[0], steps, probes, seed, progress=False)
+    elif prunable is None and isinstance(units, Mapping):
+        prunable = list(units)
     adapted = adapt(model, loss_fn, data)
+    masks = unit_masks(adapted.model, units, list(prunable_parameters(adapted.model, prunable)))
+    settings = Settings(
+        prunable, curvature, methods[0], steps, probes, seed, low_memory=low_memory, masks=masks, progress=False
+    )
     if epsilon is None:
         epsilon = default_epsilon(adapted.model, adapted.loss_fn, adapted.batches)
     limits = {}
@@ -290,11 +259,38 @@ def limit_report(
         tell("layers")
         common = next(limits[m].sparsity for m in ("measured", "directional", methods[0]) if m in limits)
         directional = dataclasses.replace(settings, method="directional")
-        by_layer = layers_adapted(adapted, epsilon, directional, groups, min(common, 1 - 1e-9))
-    change = None
-    if "formula" in limits and limits["formula"].spectrum is not None:
-        now = limits["formula"].sparsity
-        # Near one, half of the way that is left.
-        wanted, distance = min(now + FURTHER, (1 + now) / 2), MagnitudePath(adapted.model, prunable).distance
-        change = needed_change(limits["formula"].spectrum, distance, epsilon, wanted)
-    return Report(name or type(model).__name__, limits, by_layer, change, epsilon, time.monotonic() - start)
+        by_layer = layers_adapted(adapted, epsilon, directional, groups, min(common, 1 - 1e-9), units)
+    changes: tuple[Change, ...] = ()
+    if "formula" in limits:
+        tell("changes")
+        path = unit_path(adapted.model, units, prunable)
+        changes = tuple(_changes(adapted, limits["formula"], path, epsilon, targets))
+    aside = left_out(adapted.model, prunable)
+    return Report(name or type(model).__name__, limits, by_layer, changes, aside, epsilon, time.monotonic() - start)
+
+
+def _check(methods: Sequence[str], targets: Sequence[float]) -> None:
+    """Refuse what no report can be made of, before anything is computed."""
+    if not methods:
+        raise PruneLimitError(f"methods is empty: name at least one of {', '.join(METHODS)}.")
+    for method in methods:
+        if method not in METHODS:
+            raise unknown_name("methods", method, METHODS)
+    for target in targets:
+        if not 0 < target < 1:
+            raise PruneLimitError(f"targets has {target!r}: a target is a fraction of weights to remove, in (0, 1).")
+    if targets and "formula" not in methods:
+        raise PruneLimitError("targets needs the formula, which says what they take: name it in methods.")
+
+
+def _changes(
+    adapted: Adapted, formula: PruningLimit, path: PruningPath, epsilon: float, targets: Sequence[float]
+) -> Iterator[Change]:
+    """Say what each wanted limit needs; by default a little more than the formula's."""
+    now = formula.sparsity
+    if not targets and now < 1:
+        targets = [min(now + FURTHER, (1 + now) / 2)]  # near one, half of the way that is left
+    for wanted in targets if formula.spectrum is not None else ():
+        assert formula.spectrum is not None
+        change = needed_change(formula.spectrum, path.distance, epsilon, wanted)
+        yield dataclasses.replace(change, rise=measured_rise(adapted, path, wanted))

@@ -98,6 +98,66 @@ def _layer_table(report: Report) -> str:
     return _table(f"Each layer if only it is pruned, by {report.layers.method}", head, rows)
 
 
+def _limit_table(report: Report) -> str:
+    rows = [
+        [
+            str(row.method),
+            f"{row.sparsity:.1%}",
+            f"{row.low:.1%} – {row.high:.1%}{'' if row.resolved else ', not resolved'}",
+            f"{row.products:,}",
+            f"{row.seconds:.3g}",
+            MEANING[str(row.method)],
+        ]
+        for row in report.table.itertuples()
+    ]
+    return _table(
+        "How far it can be pruned", ["method", "limit", "interval", "products", "seconds", "what it says"], rows
+    )
+
+
+def _change_table(report: Report) -> str:
+    head = ["wanted limit", "curvature ×", "or R", "or tolerated rise ×", "one cut now (nats)"]
+    rows = [
+        [
+            f"{change.sparsity:.1%}",
+            f"{change.factor:.3g}",
+            f"{change.radius:.3g} → {change.weights * change.radius:.3g}",
+            f"{change.epsilon:.3g}",
+            f"{change.rise:+.3g}",
+        ]
+        if change.factor < 1
+        else [f"{change.sparsity:.1%}", "within already", "", "", f"{change.rise:+.3g}"]
+        for change in report.changes
+    ]
+    return _table("What a higher limit needs, by the formula: each alone", head, rows)
+
+
+def report_tables(report: Report) -> str:
+    """Write findings and tables of a report as HTML, as a notebook shows them.
+
+    Args:
+        report: The report.
+
+    Returns:
+        A fragment without a figure; :func:`report_page` has it.
+    """
+    return "\n".join([f"<p><strong>{escape(_title(report))}</strong></p>", _findings(report), *_tables(report)])
+
+
+def _tables(report: Report) -> list[str]:
+    tables = [_limit_table(report)]
+    tables += [_change_table(report)] if report.changes else []
+    return tables + ([] if report.layers is None else [_layer_table(report)])
+
+
+def _title(report: Report) -> str:
+    return f"Pruning report: {report.name}"
+
+
+def _findings(report: Report) -> str:
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in report.findings()) + "</ul>"
+
+
 def report_page(report: Report) -> str:
     """Write a report as one page of HTML; the figure is inside, and nothing is loaded from elsewhere.
 
@@ -107,20 +167,17 @@ def report_page(report: Report) -> str:
     Returns:
         The page.
     """
-    title = f"Pruning report: {report.name}"
-    rows = [
-        [name, f"{limit.sparsity:.1%}", f"{limit.interval[0]:.1%} – {limit.interval[1]:.1%}", MEANING[name]]
-        for name, limit in report.limits.items()
-    ]
+    title = _title(report)
     spoken = "; ".join(f"{name} {limit.sparsity:.1%}" for name, limit in report.limits.items())
     picture = as_svg(report.plot(), title).decode()
     picture = picture[picture.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(spoken)}"', 1)
+    first, *others = _tables(report)
     parts = [
         f"<h1>{escape(title)}</h1>",
-        "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in report.findings()) + "</ul>",
-        _table("How far it can be pruned", ["method", "limit", "interval", "what it says"], rows),
+        _findings(report),
+        first,
         picture,
-        "" if report.layers is None else _layer_table(report),
+        *others,
         f"<p>Cost: {report.products} curvature products, {report.seconds:.3g} seconds.</p>",
     ]
     head = (

@@ -16,10 +16,12 @@ COMPARISONS = {
     "same-accuracy": ("same-accuracy-mlp-small", "same-accuracy-resnet-small"),
     "growth": ("growth",),
     "many": ("many",),
+    "size": ("size",),
+    "workers": ("workers",),
 }
 
 #: Kinds whose one record is of all networks.
-_SINGLE = ("growth", "many")
+_SINGLE = ("growth", "many", "size", "workers")
 
 
 def load_benchmarks(kind: str) -> list[dict[str, Any]]:
@@ -275,6 +277,55 @@ def drift_frame() -> pd.DataFrame:
         for found in every
     ]
     return pd.DataFrame(rows, columns=["network", "precision", "epochs", "at once", "last bit changed"])
+
+
+def size_frame() -> pd.DataFrame:
+    """Tabulate the limit of large networks, without a Lanczos basis, in units of a gradient of the same loss.
+
+    Returns:
+        One row per network: prunable weights ``D``, images ``N``, ``steps``, CPU seconds of one gradient, what the whole
+        prediction took in gradients, what one more product takes, what 64 steps would by these two (extrapolated), the
+        ``peak`` of the process in GiB and what it may be.
+    """
+    rows = [
+        (
+            network,
+            found["problem"]["dimension"],
+            found["problem"]["examples"],
+            found["steps"][-1],
+            found["seconds"]["gradient"]["cpu_median"],
+            found["gradients"],
+            found["gradients_per_product"],
+            found["gradients_besides"] + 64 * found["gradients_per_product"],
+            found["peak"] / 2**30,
+            record["largest"] / 2**30,
+        )
+        for record in load_benchmarks("size")
+        for network, found in record["networks"].items()
+    ]
+    names = ["network", "D", "N", "steps", "gradient, s", "gradients", "per product", "64 steps", "peak", "at most"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def workers_frame() -> pd.DataFrame:
+    """Tabulate curvature products by two processes against one.
+
+    Returns:
+        One row per network: ``efficiency``, CPU seconds of one process over those of both; ``balanced``, the same over twice
+        those of the busier one; ``speedup`` on the wall, with ``load``, how many processes the machine was busy with.
+    """
+    rows = [
+        (
+            network,
+            found["problem"]["dimension"],
+            found["problem"]["examples"],
+            found["products"],
+            *(found[name] for name in ("efficiency", "balanced", "speedup", "load")),
+        )
+        for record in load_benchmarks("workers")
+        for network, found in record["networks"].items()
+    ]
+    return pd.DataFrame(rows, columns=["network", "D", "N", "products", "efficiency", "balanced", "speedup", "load"])
 
 
 def benchmark_origin() -> pd.DataFrame:

@@ -82,7 +82,9 @@ def children_paths(
             bent = bezier_connectivity(first, second, data, epochs=curve_epochs, lr=curve_lr, points=points)
             sharp = [measure_sharpness(child.model, data, kept_only=True, probes=probes) for child in children]
             similarity = measure_pair(first, second, data).cka
-        along += [{**key, **row} for name, path in (("straight", straight), ("bent", bent)) for row in _places(name, path)]
+        along += [
+            {**key, **row} for name, path in (("straight", straight), ("bent", bent)) for row in _places(name, path)
+        ]
         rows.append(
             key
             | {"lmc": straight.lmc, "lmc_bent": bent.lmc, "barrier": straight.barrier, "barrier_bent": bent.barrier}

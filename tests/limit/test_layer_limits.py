@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunelimit import LayerLimits, PruneLimitError, layer_limits, magnitude_masks
+from prunelimit.layers import left_out, left_out_line
+from prunelimit.pruning import UnitOrder
 
 EPSILON = 0.02
 SIZES = {"1.weight": 64 * 32, "3.weight": 32 * 24, "5.weight": 24 * 10}
@@ -121,3 +123,61 @@ def test_groups_that_cannot_be_used(
 ) -> None:
     with pytest.raises(PruneLimitError, match=message):
         layer_limits(digits_model, functional.cross_entropy, digits_data, groups=groups)
+
+
+# Whole units, and what does not count
+
+
+def test_units_of_each_layer_leave_together(digits_model: nn.Module, digits_data: Data) -> None:
+    numbers = {name: torch.arange(2)[None, :].repeat(1, size) for name, size in (("1.weight", 32), ("3.weight", 16))}
+    found = layer_limits(
+        digits_model,
+        functional.cross_entropy,
+        digits_data,
+        epsilon=1.0,
+        method="measured",
+        prunable=list(numbers),
+        units=numbers,
+    )
+    # Every second column of a layer at once: nothing below a half of it can leave alone.
+    assert list(found.table.layer) == list(numbers)
+    for row in found.table.itertuples():
+        order = UnitOrder(digits_model, {row.layer: numbers[row.layer]})
+        assert order.sizes.tolist() == [SIZES[row.layer] // 2] * 2
+        assert row.low in (0.0, 0.5) or row.high == 1
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.place, self.embed = nn.Parameter(torch.ones(3, 4)), nn.Embedding(5, 4)
+        self.mix, self.norm = nn.MultiheadAttention(4, 2), nn.LayerNorm(4)
+        self.frozen, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.frozen.weight.requires_grad_(False)
+
+
+def test_left_out_lists_every_other_parameter_and_why() -> None:
+    model = Mixed()
+    table = left_out(model).set_index("parameter")
+    counted = {"mix.out_proj.weight", "head.weight"}
+    assert set(table.index) | counted == {name for name, _ in model.named_parameters()}
+    assert not set(table.index) & counted
+    assert table.loc["place"].tolist() == [12, "Mixed", "in no linear or convolution layer"]
+    assert table.loc["embed.weight"].tolist() == [20, "Embedding", "in no linear or convolution layer"]
+    assert table.loc["mix.in_proj_weight"].tolist() == [48, "MultiheadAttention", "in no linear or convolution layer"]
+    assert table.loc["frozen.weight", "why"] == "frozen"
+    assert table.loc["norm.weight", "why"] == table.loc["head.bias", "why"] == "biases and normalisation"
+    chosen = left_out(model, ["mix.in_proj_weight"]).set_index("parameter")
+    assert chosen.loc["head.weight", "why"] == "not in prunable"
+
+
+def test_left_out_line_is_one_line_that_adds_up() -> None:
+    model = Mixed()
+    table = left_out(model)
+    line = left_out_line(table, 24, most=2)
+    total = sum(p.numel() for p in model.parameters())
+    assert line.startswith(f"Not counted as prunable: {total - 24:,} of {total:,} parameters; ")
+    assert "mix.in_proj_weight (MultiheadAttention, 48), embed.weight (Embedding, 20), 1 more" in line
+    assert "prunable=" in line
+    assert "\n" not in line
+    assert left_out_line(table[:0], 24) == ""

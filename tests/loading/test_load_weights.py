@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from prunelimit import PruneLimitError
-from prunelimit.loading import load_weights, read_weights
+from prunelimit import PruneLimitError, apply_masks, magnitude_masks
+from prunelimit.loading import is_sparse, load_weights, read_weights
+from prunelimit.pruning import save_sparse
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -136,3 +137,56 @@ def test_damaged_file(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PruneLimitError, match="cannot be read"):
         read_weights(tmp_path / name)
+
+
+# Files of save_sparse
+
+
+def pruned_file(folder: Path, model: nn.Module) -> tuple[Path, nn.Module]:
+    masks = magnitude_masks(model, 0.6)
+    return save_sparse(folder / "w.safetensors", apply_masks(model, masks), masks), model
+
+
+def test_pruned_network_becomes_dense_again(tmp_path: Path) -> None:
+    path, pruned = pruned_file(tmp_path, network(1))
+    model = load_weights(network().train(), path)
+    assert equal(model, pruned.state_dict())
+    assert int((model[0].weight == 0).sum()) + int((model[2].weight == 0).sum()) == 12
+    assert not model.training
+
+
+def test_tied_pruned_network_stays_tied(tmp_path: Path) -> None:
+    path, pruned = pruned_file(tmp_path, Tied(1))
+    model = load_weights(Tied(), path)
+    assert equal(model, pruned.state_dict())
+    assert model.head.weight is model.embed.weight
+
+
+def test_pruned_network_needs_its_model(tmp_path: Path) -> None:
+    path, _ = pruned_file(tmp_path, network(1))
+    assert is_sparse(path)
+    with pytest.raises(PruneLimitError, match=r"was written by save_sparse: read it into its model"):
+        read_weights(path)
+    with pytest.raises(PruneLimitError, match=r"is of another network"):
+        load_weights(Tied(), path)
+    with pytest.raises(PruneLimitError, match=r"no shapes for a lazy model"):
+        load_weights(nn.Sequential(nn.LazyLinear(4), nn.BatchNorm1d(4), nn.Linear(4, 2)), path)
+
+
+def test_damaged_pruned_network_is_refused(tmp_path: Path) -> None:
+    path, _ = pruned_file(tmp_path, network(1))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(PruneLimitError, match="is damaged"):
+        load_weights(network(), path)
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", None])
+def test_other_files_are_not_sparse(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "w.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    assert not is_sparse(path)
+    save_file(network().state_dict(), path)
+    assert not is_sparse(path)

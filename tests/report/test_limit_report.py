@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunelimit import PruneLimitError, Report, layer_limits, limit_report, predict_limit
+from prunelimit import (
+    PruneLimitError,
+    Report,
+    apply_masks,
+    layer_limits,
+    limit_report,
+    magnitude_masks,
+    predict_limit,
+)
+from prunelimit.changes import Change, needed_change
 from prunelimit.limit import effective_dimension, exact_limit
-from prunelimit.pruning import MagnitudePath
-from prunelimit.report import USUAL, Change, needed_change
+from prunelimit.pruning import MagnitudePath, UnitOrder
+from prunelimit.report import USUAL
 
 Data = tuple[Tensor, Tensor]
 EPSILON = 0.02
@@ -79,6 +90,60 @@ def test_doubt_about_the_dimension_is_doubt_about_the_change(
     assert change.factor == sure.factor
 
 
+def test_zeros_may_go_without_any_change() -> None:
+    change = needed_change(Known(np.ones(4)), np.array([0.0, 0, 0, 1, 2]), EPSILON, 0.5)  # type: ignore[arg-type]
+    assert change.factor == np.inf
+    assert change.sentences(EPSILON) == ["A limit of 50.0% is within the formula already."]
+    json.dumps(change.to_dict(), allow_nan=False)
+
+
+def test_wanted_limits_are_reached_by_the_stated_curvature(trained_digits: nn.Module, digits_data: Data) -> None:
+    """A loss times c has c times the curvature: its formula, with the same epsilon, must have the wanted limit."""
+    targets = [0.5, 0.9, 0.95]
+    found = limit_report(
+        trained_digits,
+        functional.cross_entropy,
+        digits_data,
+        methods=["formula"],
+        layers=False,
+        epsilon=EPSILON,
+        steps=60,
+        targets=targets,
+    )
+    assert [change.sparsity for change in found.changes] == targets
+    for change in found.changes:
+        assert change.factor < 1 or change.sparsity < found.limits["formula"].sparsity
+        scaled = predict_limit(
+            trained_digits,
+            lambda o, t, c=change.factor: c * functional.cross_entropy(o, t),
+            digits_data,
+            epsilon=EPSILON,
+            steps=60,
+        )
+        assert scaled.sparsity == pytest.approx(change.sparsity, abs=0.01)
+
+
+def test_one_cut_is_measured_at_the_wanted_limit(trained_digits: nn.Module, digits_data: Data) -> None:
+    inputs, targets = digits_data
+    before = [p.detach().clone() for p in trained_digits.parameters()]
+    found = limit_report(
+        trained_digits,
+        functional.cross_entropy,
+        digits_data,
+        methods=["formula"],
+        layers=False,
+        epsilon=EPSILON,
+        steps=3,
+        targets=[0.9],
+    )
+    assert all(bool((p == old).all()) for p, old in zip(trained_digits.parameters(), before, strict=True))
+    cut = apply_masks(copy.deepcopy(trained_digits), magnitude_masks(trained_digits, 0.9))
+    losses = [functional.cross_entropy(m.eval()(inputs), targets).item() for m in (trained_digits, cut)]
+    assert found.changes[0].rise == pytest.approx(losses[1] - losses[0], abs=1e-5)
+    assert found.changes[0].radius == pytest.approx(float(MagnitudePath(trained_digits).radius(0.9)))
+    assert f"{losses[1] - losses[0]:+.3g} nats" in str(found)
+
+
 @pytest.mark.parametrize("sparsity", [0.0, 1.0, -0.3, float("nan")])
 def test_wanted_sparsity_out_of_range(sparsity: float) -> None:
     with pytest.raises(PruneLimitError, match=r"^sparsity="):
@@ -112,8 +177,7 @@ def test_gain_and_cost_add_up(report: Report) -> None:
     assert report.layers is not None
     expected = sum(limit.cost["products"] for limit in report.limits.values()) + report.layers.cost["products"]
     assert report.products == expected
-    assert report.change is not None
-    assert report.change.sparsity == pytest.approx(report.limits["formula"].sparsity + 0.05)
+    assert [change.sparsity for change in report.changes] == [pytest.approx(report.limits["formula"].sparsity + 0.05)]
 
 
 def test_dense_network_is_left_alone(trained_digits: nn.Module, digits_data: Data) -> None:
@@ -122,7 +186,88 @@ def test_dense_network_is_left_alone(trained_digits: nn.Module, digits_data: Dat
     assert all(bool((p == old).all()) for p, old in zip(trained_digits.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("unit", ["channel", "input"])
+def test_units_leave_together(trained_digits: nn.Module, digits_data: Data, unit: str) -> None:
+    found = limit_report(
+        trained_digits, functional.cross_entropy, digits_data, methods=["measured"], epsilon=0.3, units=unit
+    )
+    masks = UnitOrder(trained_digits, unit).masks
+    common: dict[str, Any] = {"epsilon": 0.3}
+    single = predict_limit(
+        trained_digits, functional.cross_entropy, digits_data, method="measured", masks=masks, **common
+    )
+    assert found.limits["measured"].sparsity == single.sparsity
+    assert found.layers is not None
+    for row in found.layers.table.itertuples():
+        alone = UnitOrder(trained_digits, unit, [row.layer])
+        limit = predict_limit(
+            trained_digits,
+            functional.cross_entropy,
+            digits_data,
+            method="directional",
+            prunable=[row.layer],
+            masks=alone.masks,
+            **common,
+        )
+        assert row.sparsity == pytest.approx(limit.sparsity, abs=0.002)
+        removed = 1 - masks(single.sparsity)[row.layer].mean().item()
+        assert row.removed == pytest.approx(removed)
+
+
+def test_low_memory_and_its_limit(trained_digits: nn.Module, digits_data: Data) -> None:
+    options: dict[str, Any] = {"epsilon": EPSILON, "steps": 40, "low_memory": True}
+    single = predict_limit(trained_digits, functional.cross_entropy, digits_data, **options)
+    found = limit_report(
+        trained_digits, functional.cross_entropy, digits_data, methods=["formula"], layers=False, **options
+    )
+    assert found.limits["formula"].sparsity == single.sparsity
+
+
 # How it is shown
+
+
+def test_table_has_a_row_per_method_with_its_cost(report: Report) -> None:
+    table = report.table.set_index("method")
+    assert list(table.index) == list(USUAL)
+    for method, limit in report.limits.items():
+        row = table.loc[method]
+        assert (row.sparsity, row.low, row.high, row.resolved) == (limit.sparsity, *limit.interval, limit.resolved)
+        assert row.products == limit.cost["products"]
+        assert row.seconds == limit.cost["seconds"]
+    assert table.loc["measured", "evaluations"] > 0
+    assert table.loc["measured", "products"] == 0
+
+
+def test_notebook_shows_findings_and_tables_without_a_figure(report: Report) -> None:
+    shown = report._repr_html_()
+    page = Page()
+    page.feed(shown)
+    assert page.open == []
+    assert "svg" not in page.tags
+    assert page.tags.count("table") == 3
+    for line in report.findings():
+        assert line in page.text
+    assert report.layers is not None
+    assert "3.weight" in report.layers._repr_html_()
+    assert repr(report) == str(report)
+    assert report.describe().splitlines() == [f"- {line}" for line in report.findings()]
+
+
+def test_what_is_not_counted_is_said(report: Report, trained_digits: nn.Module, digits_data: Data) -> None:
+    biases = sum(p.numel() for p in trained_digits.parameters() if p.ndim == 1)
+    assert report.left_out.weights.sum() == biases
+    assert f"biases and normalisation: {biases}." in report.findings()[-1]
+    assert "prunable=" not in report.findings()[-1]
+    one = limit_report(
+        trained_digits,
+        functional.cross_entropy,
+        digits_data,
+        methods=["measured"],
+        layers=False,
+        prunable=["3.weight"],
+    )
+    assert "not in prunable: 1.weight (Linear, 2,048), 5.weight (Linear, 240)" in str(one)
+    assert "prunable=" not in one.findings()[-1]
 
 
 def test_text_says_limits_findings_and_layers(report: Report) -> None:
@@ -136,7 +281,8 @@ def test_text_says_limits_findings_and_layers(report: Report) -> None:
 def test_json_has_everything(report: Report) -> None:
     found = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert found["limits"]["measured"]["sparsity"] == report.limits["measured"].sparsity
-    assert found["change"]["weights"] == pytest.approx(found["change"]["curvature"] ** 0.5)
+    (change,) = found["changes"]
+    assert change["weights"] == pytest.approx(change["curvature"] ** 0.5)
     assert len(found["layers"]["layers"]) == 3
     assert found["findings"] == report.findings()
 
@@ -190,20 +336,28 @@ def test_figure_marks_every_limit(report: Report) -> None:
 
 def test_small_report(trained_digits: nn.Module, digits_data: Data) -> None:
     found = limit_report(trained_digits, functional.cross_entropy, digits_data, methods=["measured"], layers=False)
-    assert (found.gain, found.change, found.layers) == (None, None, None)
+    assert (found.gain, found.changes, found.layers) == (None, (), None)
     assert len(found.plot().axes) == 1
     assert "each layer" not in found.to_html()
     json.dumps(found.to_dict())
 
 
 def test_nothing_is_advised_where_there_is_room(report: Report) -> None:
-    free = dataclasses.replace(report, change=Change(0.9, 1.5, (1.2, 1.8)))
+    free = dataclasses.replace(report, changes=(Change(0.9, 1.5, (1.2, 1.8)),))
     assert "has to fall" not in str(free)
+    assert "A limit of 90.0% is within the formula already." in free.findings()
+    assert "within already" in free.to_html()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"methods": []}, r"^methods is empty"), ({"methods": ["formul"]}, r"^methods='formul'.*Did you mean 'formula'")],
+    [
+        ({"methods": []}, r"^methods is empty"),
+        ({"methods": ["formul"]}, r"^methods='formul'.*Did you mean 'formula'"),
+        ({"targets": [1.0]}, r"^targets has 1.0"),
+        ({"targets": [0.9], "methods": ["measured"]}, r"^targets needs the formula"),
+        ({"units": "row"}, r"^unit='row' is unknown"),
+    ],
 )
 def test_bad_input(trained_digits: nn.Module, digits_data: Data, options: dict, message: str) -> None:
     with pytest.raises(PruneLimitError, match=message):

@@ -72,7 +72,7 @@ def describe_bending(cells: pd.DataFrame, words: str = "training epochs") -> str
         words: What ``value`` is.
 
     Returns:
-        One sentence on the barriers, and one per density on the traces of the first and the last value.
+        A paragraph on the barriers, and one per density on the traces of the first and the last value.
     """
     highest = cells.sort_values("barrier").iloc[-1]
     lower = int((cells.barrier_bent < cells.barrier).sum())
@@ -90,4 +90,4 @@ def describe_bending(cells: pd.DataFrame, words: str = "training epochs") -> str
             f"Density {100 * first.density:g} %: the trace is {how} at {last.value:g} than at {first.value:g} "
             f"({last.trace:.1f} against {first.trace:.1f}){clear}; the largest eigenvalue is {last.top:.2f} against {first.top:.2f}."
         )
-    return "\n".join(said)
+    return "\n\n".join(said)

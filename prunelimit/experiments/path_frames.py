@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,14 +9,11 @@ import pandas as pd
 
 from prunelimit.datasets import load_dataset
 from prunelimit.experiments.regime_grids import find_grid
-from prunelimit.experiments.regime_specs import RegimeSpec
-from prunelimit.experiments.regimes import train_parents
-from prunelimit.landscape.children import measure_pair, prune_parent
+from prunelimit.experiments.regimes import retrain_children, train_parents
 from prunelimit.landscape.connectivity import Connectivity, bezier_connectivity, linear_mode_connectivity
 from prunelimit.landscape.sharpness import measure_sharpness
+from prunelimit.landscape.similarity import output_similarity
 from prunelimit.threads import suited_threads
-from prunelimit.training import TrainedModel
-from prunelimit.training_many import train_groups
 
 
 class Paths(NamedTuple):
@@ -74,14 +69,16 @@ def children_paths(
     specs = [settings.spec(value, density, seed) for value, density in cells]
     data = load_dataset(settings.retrain.dataset).on_device("train", device, settings.retrain.train_size)
     along, rows = [], []
-    for (value, density), children in zip(cells, _children(specs, device), strict=True):
+    parents = train_parents([spec.train for spec in specs], device=device)
+    trained = retrain_children(specs, parents, keep=False, device=device)
+    for (value, density), spec in zip(cells, specs, strict=True):
         key = {"value": value, "density": density}
-        first, second = (child.model for child in children)
+        first, second = (child.model for child in trained[spec][1][:2])
         with suited_threads(first):
             straight = linear_mode_connectivity(first, second, data, points=points)
             bent = bezier_connectivity(first, second, data, epochs=curve_epochs, lr=curve_lr, points=points)
-            sharp = [measure_sharpness(child.model, data, kept_only=True, probes=probes) for child in children]
-            similarity = measure_pair(first, second, data).cka
+            sharp = [measure_sharpness(model, data, kept_only=True, probes=probes) for model in (first, second)]
+            similarity = output_similarity(first, second, data)
         along += [
             {**key, **row} for name, path in (("straight", straight), ("bent", bent)) for row in _places(name, path)
         ]
@@ -93,22 +90,6 @@ def children_paths(
             | {"trace_error": sum(s.trace.error**2 for s in sharp) ** 0.5 / 2}
         )
     return Paths(pd.DataFrame(along), pd.DataFrame(rows))
-
-
-def _children(specs: Sequence[RegimeSpec], device: str) -> list[list[TrainedModel]]:
-    """Give two retrained children per cell."""
-    parents = train_parents([spec.train for spec in specs], device=device)
-    masks = [prune_parent(parents[spec.train].model, spec.density, spec.distribution) for spec in specs]
-    states = [copy.deepcopy(parents[spec.train].model.state_dict()) for spec in specs]
-    trained = iter(
-        train_groups(
-            [spec.child(number) for spec in specs for number in range(2)],
-            masks=[mask for mask in masks for _ in range(2)],
-            initial=[state for state in states for _ in range(2)],
-            device=device,
-        )
-    )
-    return [list(itertools.islice(trained, 2)) for _ in specs]
 
 
 def _places(curve: str, path: Connectivity) -> list[dict[str, float | str]]:

@@ -216,22 +216,39 @@ def _run_batch(
     if not ready or means.late:
         return
     start = time.monotonic()
-    each = {spec: _children(spec, parents[spec.train]) for spec in ready}
-    children = [child for spec in ready for child in each[spec]]
-    trained = train_groups(
-        [child.spec for child in children],
-        masks=[child.masks for child in children],
-        initial=[child.state for child in children],
-        folders=[child.folder for child in children],
-        test_last=max(spec.last for spec in ready),
-        **means.training,
-    )
+    trained = retrain_children(ready, parents, keep=True, test_last=max(spec.last for spec in ready), **means.training)
     seconds = (time.monotonic() - start) / len(ready)
-    rest = iter(trained)
-    for spec in ready:
-        own = list(itertools.islice(rest, spec.children))
-        if all(_is_finished(child) for child in own):
-            yield spec, _record(spec, parents[spec.train], each[spec][0].masks, own, seconds, means, shared)
+    for spec, (masks, children) in trained.items():
+        if all(_is_finished(child) for child in children):
+            yield spec, _record(spec, parents[spec.train], masks, children, seconds, means, shared)
+
+
+def retrain_children(
+    specs: Sequence[RegimeSpec], parents: _Parents, *, keep: bool, **options: Any
+) -> dict[RegimeSpec, tuple[Masks, list[TrainedModel]]]:
+    """Prune the parents of some cells, and retrain their children at once.
+
+    Args:
+        specs: The cells.
+        parents: Their dense networks, trained.
+        keep: Whether to save the children while they are trained, and to go on from what is saved.
+        **options: As for :func:`~prunelimit.training_many.train_groups`.
+
+    Returns:
+        Cell to its masks and its children.
+    """
+    each = {spec: _children(spec, parents[spec.train]) for spec in specs}
+    children = [child for group in each.values() for child in group]
+    trained = iter(
+        train_groups(
+            [child.spec for child in children],
+            masks=[child.masks for child in children],
+            initial=[child.state for child in children],
+            folders=[child.folder if keep else None for child in children],
+            **options,
+        )
+    )
+    return {spec: (group[0].masks, list(itertools.islice(trained, len(group)))) for spec, group in each.items()}
 
 
 def _children(spec: RegimeSpec, parent: TrainedModel) -> list[_Child]:

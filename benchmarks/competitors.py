@@ -108,6 +108,8 @@ def integrate(rules: Sequence[Rule], mu: np.ndarray, dimension: int) -> np.ndarr
 class Ours:
     """prunelimit as ``predict_limit`` calls it: of a plain MLP, without the directions that the data do not span."""
 
+    joint = False
+
     def __init__(self, problem: Problem, rows: int) -> None:
         data = (problem.inputs, problem.targets)
         self.operator, self.reduced = reduced_operator(HessianOperator, problem.model, problem.loss_fn, data)
@@ -134,8 +136,14 @@ class Ours:
     def effective_dimension(self, mu: np.ndarray, steps: int, probes: int, seed: int) -> np.ndarray:
         """Estimate d(mu) by the public function, which draws its own start vectors."""
         nullity = 0 if self.reduced is None else self.reduced.nullity
-        found = spectrum(self.operator, steps=steps, probes=probes, seed=seed, nullity=nullity)
+        found = spectrum(self.operator, steps=steps, probes=probes, seed=seed, nullity=nullity, joint=self.joint)
         return found.effective_dimension(mu)[0]
+
+
+class OursJoint(Ours):
+    """The same with all start vectors in one Krylov space."""
+
+    joint = True
 
 
 class PyHessian:
@@ -262,8 +270,14 @@ METHODS = {
         Method(
             "prunelimit",
             None,
-            "HessianOperator with its own choice of rule and batch, of a plain MLP in the row space of its inputs; lanczos with one blocked reorthogonalisation",
+            "HessianOperator with its own choice of rule and batch, of a plain MLP in the row space of its inputs, with oneDNN's matrix products where a CPU has 512-bit vectors; Lanczos with one blocked reorthogonalisation",
             Ours,
+        ),
+        Method(
+            "prunelimit-joint",
+            None,
+            "as prunelimit, with one Krylov space for all start vectors of an estimate",
+            OursJoint,
         ),
         Method(
             "pyhessian",
@@ -295,6 +309,11 @@ METHODS = {
 }
 
 
+#: Methods that differ from another one only with several start vectors: compared where asked for by name.
+SEVERAL = ("prunelimit-joint",)
+
+
 def available(names: Sequence[str] | None = None) -> dict[str, Method]:
-    """Return the methods whose packages are installed, of those named or of all."""
-    return {name: METHODS[name] for name in names or METHODS if METHODS[name].available}
+    """Return the methods whose packages are installed, of those named or of all but ``SEVERAL``."""
+    wanted = names or [name for name in METHODS if name not in SEVERAL]
+    return {name: METHODS[name] for name in wanted if METHODS[name].available}

@@ -149,6 +149,7 @@ class LanczosRun:
         self.current = rows / norms.to(rows)
         self._first = None if first is None else first.reshape(rows.shape).to(rows) / norms.to(rows)
         self.previous: Tensor | None = None
+        self._spare: Tensor | None = None
         self._blocks: list[Tensor] = []
         self._filled: list[int] = []
         self.alpha: list[list[float]] = [[] for _ in rows]
@@ -212,10 +213,14 @@ class LanczosRun:
         if self.reorthogonalise:
             self._blocks[-1][:, self._filled[-1]] = self.current
             self._filled[-1] += 1
-        following = torch.zeros_like(self.current)
-        for p in open_probes:
-            following[p] = self._orthogonalise(p, products[p])
-        self.previous, self.current = self.current, following
+        # Three vectors take turns: memory that is new to the process costs as much time as what is done with it.
+        following = torch.empty_like(self.current) if self._spare is None else self._spare
+        for p, vector in enumerate(following):
+            if p in open_probes:
+                self._orthogonalise(p, products[p], vector)
+            else:
+                vector.zero_()
+        self._spare, self.previous, self.current = self.previous, self.current, following
 
     def _summed(self, part: Tensor) -> Tensor:
         return part if self._add_slices is None else self._add_slices(part)
@@ -223,28 +228,36 @@ class LanczosRun:
     def _inner(self, one: Tensor, other: Tensor) -> float:
         return float(self._summed(inner(one, other)))
 
-    def _orthogonalise(self, p: int, vector: Tensor) -> Tensor:
-        """Take the known directions out of one product, note the coefficients, return the next basis vector."""
+    def _orthogonalise(self, p: int, product: Tensor, vector: Tensor) -> None:
+        """Take the known directions out of one product, note the coefficients, write the next basis vector."""
         current = self.current[p]
-        whole = math.sqrt(self._inner(vector, vector))
-        alpha = self._inner(vector, current)
-        vector = vector - alpha * current
+        whole = math.sqrt(self._inner(product, product))
+        alpha = self._inner(product, current)
+        torch.sub(product, current, alpha=alpha, out=vector)
         if self.previous is not None:
-            vector -= self.beta[p][-1] * self.previous[p]
-        for _ in range(2 if self.reorthogonalise else 0):
-            for block, filled in zip(self._blocks, self._filled, strict=True):
-                known = block[p, :filled]
-                vector -= known.T @ self._summed(known @ vector)
-            if math.sqrt(self._inner(vector, vector)) > SECOND_PASS * whole:
+            vector.sub_(self.previous[p], alpha=self.beta[p][-1])
+        for _ in range(2):
+            if self.reorthogonalise:
+                self._remove_known(p, vector)
+            size = math.sqrt(self._inner(vector, vector))
+            if not self.reorthogonalise or size > SECOND_PASS * whole:
                 break
-        size = math.sqrt(self._inner(vector, vector))
         self._scale[p] = max(self._scale[p], abs(alpha), size)
         # What is left after a complete Krylov space is rounding: it must not become a direction.
         floor = 10 * torch.finfo(vector.dtype).eps * self._scale[p]
         ended = size <= floor or len(self.alpha[p]) + 1 == self.operator.dimension
         self.alpha[p].append(alpha)
         self.beta[p].append(0.0 if ended else size)
-        return torch.zeros_like(vector) if ended else vector / size
+        if ended:
+            vector.zero_()
+        else:
+            vector.div_(size)
+
+    def _remove_known(self, p: int, vector: Tensor) -> None:
+        """Make one pass of classical Gram-Schmidt against the basis, in place."""
+        for block, filled in zip(self._blocks, self._filled, strict=True):
+            known = block[p, :filled]
+            vector.addmv_(known.T, self._summed(known @ vector), alpha=-1)
 
     def save(self, folder: Path, **about: Any) -> None:
         """Write the process to disk, so that it can be continued by another one; only new vectors are written.

@@ -28,11 +28,13 @@ import torch
 from torch import Tensor, nn
 
 from prunelimit.curvature.data import scalar_loss
+from prunelimit.curvature.matmul import add_matmul, matmul
+from prunelimit.errors import PruneLimitError
 
 #: Modules that do nothing in evaluation mode.
 _SILENT = (nn.Identity, nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
-#: Rows per step of a staircase: fewer make the matrix products slow, more leave zeros in.
+#: Rows, or columns, per step of a staircase: fewer make the matrix products slow, more leave zeros in.
 _STEP = 256
 
 #: A staircase pays if it leaves out at least this share of the inputs.
@@ -135,7 +137,8 @@ class MLPState:
         bends: Per hidden layer, second derivative of a smooth activation times the derivative of the loss by its output.
         output: Logits as a leaf, ``(rows, out)``.
         output_gradient: Derivative of the loss by them, differentiable.
-        steps: Rows of the first inputs and how many of their columns are not all zero, the widest first.
+        rows: Slices of the rows of the first inputs, each with the columns that are not all zero.
+        columns: Slices of their columns, each with the rows that are not all zero.
     """
 
     loss: Tensor
@@ -146,7 +149,8 @@ class MLPState:
     bends: list[Tensor | None]
     output: Tensor
     output_gradient: Tensor
-    steps: list[tuple[slice, int]]
+    rows: list[tuple[slice, slice]]
+    columns: list[tuple[slice, slice]]
 
     @property
     def nbytes(self) -> int:
@@ -194,6 +198,10 @@ class MLPRule:
         with torch.enable_grad():
             output = z.detach().requires_grad_()
             loss = scalar_loss(self.loss_fn, output.reshape(*lead, output.shape[-1]), targets)
+            if not loss.requires_grad:
+                raise PruneLimitError(
+                    "loss_fn returned a loss without gradient: leave out detach, item and argmax, or choose method='measured'."
+                )
             (upper,) = torch.autograd.grad(loss, output, create_graph=True)
         delta = upper.detach()
         deltas: list[Tensor] = [delta]
@@ -204,17 +212,17 @@ class MLPRule:
         for k in range(len(self.layers) - 1, -1, -1):
             layer = self.layers[k]
             if layer.weight is not None:
-                gradients[layer.weight] = delta.T @ kept[k]
+                gradients[layer.weight] = matmul(delta.T, kept[k])
             if layer.bias is not None:
                 gradients[layer.bias] = delta.sum(0)
             if k:
-                back = delta @ layer.linear.weight
+                back = matmul(delta, layer.linear.weight)
                 curve = curves[k - 1]
                 bends.insert(0, None if curve is None else curve.mul_(back))
                 delta = _through(self.layers[k - 1].activation, back, kept[k], slopes[k - 1])
                 deltas.insert(0, delta)
-        steps = _staircase(kept[0])
-        return MLPState(loss.detach(), tuple(gradients), kept, deltas, slopes, bends, output, upper, steps)  # type: ignore[arg-type]
+        stairs = _staircase(kept[0]), _staircase(kept[0].T)
+        return MLPState(loss.detach(), tuple(gradients), kept, deltas, slopes, bends, output, upper, *stairs)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def product(self, state: MLPState, column: Sequence[Tensor], *, hessian: bool) -> tuple[Tensor, ...]:
@@ -238,17 +246,17 @@ class MLPRule:
         for k in range(len(self.layers) - 1, -1, -1):
             layer, before = self.layers[k], moved[k - 1] if k else None
             if layer.weight is not None:
-                rows = u.T @ state.inputs[k] if k else _outer(u, state)
+                rows = matmul(u.T, state.inputs[k]) if k else _outer(u, state)
                 if hessian and before is not None:
-                    rows.addmm_(state.deltas[k].T, before)
+                    add_matmul(rows, state.deltas[k].T, before)
                 result[layer.weight] = rows
             if layer.bias is not None:
                 result[layer.bias] = u.sum(0)
             if k == 0:
                 break
-            u = u @ layer.linear.weight
+            u = matmul(u, layer.linear.weight)
             if hessian and layer.weight is not None:
-                u.addmm_(state.deltas[k], column[layer.weight])
+                add_matmul(u, state.deltas[k], column[layer.weight])
             u = _through(self.layers[k - 1].activation, u, state.inputs[k], state.slopes[k - 1])
             bend, z = state.bends[k - 1], bent[k - 1]
             if hessian and bend is not None and z is not None:
@@ -263,9 +271,11 @@ class MLPRule:
         for k, layer in enumerate(self.layers):
             z: Tensor | None = None
             if layer.weight is not None:
-                z = state.inputs[k] @ column[layer.weight].T if k else _moved_by(column[layer.weight], state)
+                weight = column[layer.weight]
+                z = matmul(state.inputs[k], weight.T) if k else _moved_by(weight, state)
             if before is not None:
-                z = before @ layer.linear.weight.T if z is None else z.addmm_(before, layer.linear.weight.T)
+                own = layer.linear.weight.T
+                z = matmul(before, own) if z is None else add_matmul(z, before, own)
             if layer.bias is not None:
                 z = (
                     column[layer.bias].expand(len(state.output), -1).clone()
@@ -282,40 +292,34 @@ class MLPRule:
         return moved, bent
 
 
-def _staircase(inputs: Tensor) -> list[tuple[slice, int]]:
+def _staircase(matrix: Tensor) -> list[tuple[slice, slice]]:
     """Cut the rows into steps, each with the columns that it needs; one step if hardly anything is zero."""
-    total, width = inputs.shape
-    steps = []
+    total, width = matrix.shape
+    steps, held = [], 0
     for start in range(0, total, _STEP):
         rows = slice(start, min(start + _STEP, total))
-        used = inputs[rows].any(0).nonzero()
-        steps.append((rows, int(used[-1]) + 1 if len(used) else 0))
-    held = sum((rows.stop - rows.start) * columns for rows, columns in steps)
-    if held > (1 - _WORTH) * total * width:
-        return [(slice(0, total), width)]
-    return sorted(steps, key=lambda step: -step[1])
+        used = matrix[rows].any(0).nonzero()
+        columns = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 0)
+        steps.append((rows, columns))
+        held += (rows.stop - rows.start) * (columns.stop - columns.start)
+    return steps if held <= (1 - _WORTH) * total * width else [(slice(0, total), slice(0, width))]
 
 
 def _moved_by(weight: Tensor, state: MLPState) -> Tensor:
     """Multiply the first inputs by the transpose of a weight."""
     inputs = state.inputs[0]
-    if len(state.steps) == 1:
-        return inputs @ weight.T
-    result = inputs.new_empty(len(inputs), len(weight))
-    for rows, columns in state.steps:
-        torch.mm(inputs[rows, :columns], weight[:, :columns].T, out=result[rows])
-    return result
+    if len(state.rows) == 1:
+        return matmul(inputs, weight.T)
+    return torch.cat([matmul(inputs[rows, columns], weight[:, columns].T) for rows, columns in state.rows])
 
 
 def _outer(u: Tensor, state: MLPState) -> Tensor:
     """Multiply the transpose of ``(rows, out)`` by the first inputs."""
     inputs = state.inputs[0]
-    if len(state.steps) == 1:
-        return u.T @ inputs
-    result = inputs.new_zeros(u.shape[1], inputs.shape[1])
-    for rows, columns in state.steps:
-        result[:, :columns].addmm_(u[rows].T, inputs[rows, :columns])
-    return result
+    if len(state.columns) == 1:
+        return matmul(u.T, inputs)
+    turned = u.T.contiguous()
+    return torch.cat([matmul(turned[:, rows], inputs[rows, columns]) for columns, rows in state.columns], 1)
 
 
 def _activate(activation: nn.Module | None, z: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

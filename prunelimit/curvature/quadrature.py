@@ -13,6 +13,9 @@ Meurant 1994), for the matrix :math:`H^2` the Gauss rule over-estimates d and th
 under-estimates it, whatever the signs of the eigenvalues. And the rules of :math:`H^2` cost nothing: 2 k products with H
 determine the moments of :math:`\lambda` up to degree 4 k, hence those of :math:`\lambda^2` up to 2 k, which is all that k steps
 of Lanczos with :math:`H^2` would find out with as many products. The book proves it in full (The limit, How it is computed).
+
+Probes that share one Krylov space leave a block tridiagonal matrix instead of one matrix each; its rules and bounds are in
+:mod:`prunelimit.curvature.block`.
 """
 
 from __future__ import annotations
@@ -25,16 +28,19 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
+from prunelimit.curvature.block import BlockTridiagonal, Rule
 from prunelimit.curvature.lanczos import Tridiagonal
 from prunelimit.errors import PruneLimitError
 
 #: Rules of so many last step counts are averaged: Gauss swings by the parity of the step.
 TAIL = 12
 
+#: The same for probes that share one Krylov space. Two are enough to take the mean of both parities; more only lag behind.
+JOINT_TAIL = 2
+
 #: Standard deviations of the probe's noise in the interval.
 PROBE_SIGMAS = 2.0
 
-Rule = tuple[np.ndarray, np.ndarray]
 Integrand = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -131,17 +137,23 @@ class Spectrum:
         probes: One tridiagonal matrix per random start vector.
         seed: Seed of the first start vector; probe p has seed + p.
         nullity: Eigenvalues known to be zero; the probes are uniform on the sphere of the other coordinates.
+        blocks: One block tridiagonal matrix per group of start vectors that share a Krylov space; ``probes`` has none of them.
     """
 
     dimension: int
     probes: tuple[Tridiagonal, ...]
     seed: int = 0
     nullity: int = 0
+    blocks: tuple[BlockTridiagonal, ...] = ()
+
+    @property
+    def _matrices(self) -> tuple[Tridiagonal | BlockTridiagonal, ...]:
+        return (*self.probes, *self.blocks)
 
     @property
     def steps(self) -> int:
         """Products per probe; the fewest, if they differ."""
-        return min(len(probe.alpha) for probe in self.probes)
+        return min(len(matrix.alpha) for matrix in self._matrices)
 
     def truncated(self, steps: int) -> Spectrum:
         """Return what would be known after fewer products.
@@ -152,33 +164,46 @@ class Spectrum:
         Returns:
             The spectrum of the first so many steps.
         """
-        return dataclasses.replace(self, probes=tuple(probe.truncated(steps) for probe in self.probes))
+        probes = tuple(probe.truncated(steps) for probe in self.probes)
+        return dataclasses.replace(self, probes=probes, blocks=tuple(block.truncated(steps) for block in self.blocks))
 
     @property
     def active(self) -> int:
         """Dimension of the sphere that the probes are drawn from, D less the nullity."""
         return self.dimension - self.nullity
 
+    @property
+    def _vectors(self) -> list[int]:
+        """How many start vectors each matrix stands for."""
+        return [matrix.vectors if isinstance(matrix, BlockTridiagonal) else 1 for matrix in self._matrices]
+
+    def _mean(self, values: Any) -> Any:
+        """Average over the start vectors what is known per matrix."""
+        return np.average(values, axis=0, weights=self._vectors)
+
     @functools.cached_property
     def _rules(self) -> list[list[tuple[Rule, Rule]]]:
-        """Per probe, Gauss and Gauss-Radau rules of the last ``TAIL`` step counts, the longest first.
+        """Per matrix, Gauss and Gauss-Radau rules of the last ``TAIL`` step counts, the longest first.
 
         A complete Krylov space has one rule, which is exact: shorter ones would only add their errors.
         """
         found = []
-        for probe in self.probes:
-            longest = len(probe.alpha)
-            shortest = longest if probe.beta[-1] == 0 else max(longest - TAIL + 1, 1)
-            counts = range(longest, shortest - 1, -1)
-            parts = [(probe.alpha[:k], probe.beta[:k]) for k in counts]
-            found.append([(gauss_rule(*part), radau_rule(*part)) for part in parts])
+        for matrix in self._matrices:
+            joint, longest = isinstance(matrix, BlockTridiagonal), len(matrix.alpha)
+            complete = matrix.complete if isinstance(matrix, BlockTridiagonal) else matrix.beta[-1] == 0
+            shortest = longest if complete else max(longest - (JOINT_TAIL if joint else TAIL) + 1, 1)
+            parts = [matrix.truncated(k) for k in range(longest, shortest - 1, -1)]
+            found.append([_pair(part) for part in parts])
         return found
 
     @functools.cached_property
     def _enclosing(self) -> list[tuple[Rule, Rule]]:
-        """Per probe, the rules that bound d from below and from above, with nodes in units of the eigenvalues."""
+        """Per matrix, the rules that bound d from below and from above, with nodes in units of the eigenvalues."""
         found = []
-        for probe in self.probes:
+        for probe in self._matrices:
+            if isinstance(probe, BlockTridiagonal):
+                found.append(probe.enclosing())
+                continue
             if probe.beta[-1] == 0:  # complete: the rule of H is exact, and squares would only cost digits
                 exact = gauss_rule(probe.alpha, probe.beta)
                 found.append((exact, exact))
@@ -192,7 +217,8 @@ class Spectrum:
     @property
     def trace(self) -> float:
         """Estimate of the trace of H, exact for one vector in any number of steps."""
-        return self.active * float(np.mean([probe.alpha[0] for probe in self.probes]))
+        first = [m.mean if isinstance(m, BlockTridiagonal) else m.alpha[0] for m in self._matrices]
+        return self.active * float(self._mean(first))
 
     @property
     def largest(self) -> float:
@@ -211,7 +237,8 @@ class Spectrum:
 
         Args:
             mu: One or many positive numbers, in units of the eigenvalues.
-            rule: ``"tail"`` (mean of Gauss and Radau of H over the last ``TAIL`` step counts, the best guess),
+            rule: ``"tail"`` (mean of Gauss and Radau of H over the last ``TAIL`` step counts, or ``JOINT_TAIL`` where
+                probes share a Krylov space, the best guess),
                 ``"gauss"`` or ``"radau"`` (one rule of H), ``"middle"`` (of the two bounds).
             bounds: ``"certified"``, or ``"tail"`` for the lowest and the highest of the rules behind the tail average:
                 narrower, seen to hold on dense truth, not proved.
@@ -223,8 +250,9 @@ class Spectrum:
             PruneLimitError: If a ``mu`` is not positive or a name is unknown.
         """
         points, (estimate, low, high) = self._shares(mu, rule, bounds, _stiff)
-        square = np.mean([_integrate(rules[0][0], points.reshape(-1), _square) for rules in self._rules], axis=0)
-        variance = 2 * np.maximum(square - np.clip(estimate, 0, 1) ** 2, 0) / ((self.active + 2) * len(self.probes))
+        square = self._mean([_integrate(rules[0][0], points.reshape(-1), _square) for rules in self._rules])
+        vectors = sum(self._vectors)
+        variance = 2 * np.maximum(square - np.clip(estimate, 0, 1) ** 2, 0) / ((self.active + 2) * vectors)
         noise = PROBE_SIGMAS * np.sqrt(variance)
         value, low, high = (part * self.active for part in _ordered(estimate, low - noise, high + noise))
         return value.reshape(points.shape), low.reshape(points.shape), high.reshape(points.shape)
@@ -269,27 +297,36 @@ class Spectrum:
         if bounds not in ("certified", "tail"):
             raise PruneLimitError(f"bounds={bounds!r} is unknown: choose certified or tail.")
         flat = points.reshape(-1)
-        # Per probe (step count, Gauss or Radau, mu) of Tr F / D; step counts may differ between probes.
+        # Per matrix (step count, Gauss or Radau, mu) of Tr F / D; step counts may differ between them.
         values = [np.array([[_integrate(r, flat, integrand) for r in pair] for pair in rules]) for rules in self._rules]
         pairs = np.array([[_integrate(r, flat, integrand) for r in pair] for pair in self._enclosing])
         if bounds == "tail":
-            low, high = (np.mean([side(v, axis=(0, 1)) for v in values], axis=0) for side in (np.min, np.max))
+            low, high = (self._mean([side(v, axis=(0, 1)) for v in values]) for side in (np.min, np.max))
         else:
-            low, high = (np.mean(side(pairs, axis=1), axis=0) for side in (np.min, np.max))
+            low, high = (self._mean(side(pairs, axis=1)) for side in (np.min, np.max))
         pick = {"tail": lambda v: v.mean((0, 1)), "gauss": lambda v: v[0, 0], "radau": lambda v: v[0, 1]}
         chosen = [pick[rule](v) for v in values] if rule in pick else list(pairs.mean(axis=1))
-        return points, (np.mean(chosen, axis=0), low, high)
+        return points, (self._mean(chosen), low, high)
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON values from which :meth:`from_dict` builds the same spectrum."""
         probes = [{"alpha": p.alpha.tolist(), "beta": p.beta.tolist()} for p in self.probes]
-        return {"dimension": self.dimension, "nullity": self.nullity, "seed": self.seed, "probes": probes}
+        known = {"dimension": self.dimension, "nullity": self.nullity, "seed": self.seed, "probes": probes}
+        return known | ({"blocks": [block.to_dict() for block in self.blocks]} if self.blocks else {})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Spectrum:
         """Rebuild a spectrum from :meth:`to_dict`."""
         probes = tuple(Tridiagonal(np.array(p["alpha"]), np.array(p["beta"])) for p in values["probes"])
-        return cls(int(values["dimension"]), probes, int(values["seed"]), int(values.get("nullity", 0)))
+        blocks = tuple(BlockTridiagonal.from_dict(block) for block in values.get("blocks", ()))
+        return cls(int(values["dimension"]), probes, int(values["seed"]), int(values.get("nullity", 0)), blocks)
+
+
+def _pair(matrix: Tridiagonal | BlockTridiagonal) -> tuple[Rule, Rule]:
+    """Compute Gauss and Gauss-Radau rule of what so many steps left."""
+    if isinstance(matrix, BlockTridiagonal):
+        return matrix.gauss(), matrix.radau()
+    return gauss_rule(matrix.alpha, matrix.beta), radau_rule(matrix.alpha, matrix.beta)
 
 
 def _ordered(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from prunelimit.curvature.active import ActiveOperator
+from prunelimit.curvature.block import BlockLanczosRun, BlockTridiagonal
 from prunelimit.curvature.lanczos import LanczosRun, SymmetricOperator, Tridiagonal, basis_bytes, sphere_vector
 from prunelimit.curvature.operator import free_memory
 from prunelimit.curvature.quadrature import Spectrum
@@ -37,6 +39,7 @@ def spectrum(
     seed: int = 0,
     nullity: int = 0,
     low_memory: bool = False,
+    joint: bool = False,
     folder: Path | None = None,
     progress: bool | None = None,
     watch: Watch | None = None,
@@ -54,6 +57,9 @@ def spectrum(
         seed: Seed of the first one.
         nullity: Further eigenvalues that are known to be zero, if the operator was reduced beforehand.
         low_memory: Whether to do without the basis; see :class:`LanczosRun` for what is lost.
+        joint: Whether the probes share one Krylov space: the same products, from which much more is known, because each
+            outlying eigenvalue is found once and not by every probe; see :mod:`prunelimit.curvature.block`. One long process
+            knows more still from as many products, but has one probe's noise.
         folder: Where the process is saved, so that a later call with more steps continues instead of repeating.
         progress: Whether to show a progress line; it begins with the memory that is needed.
         watch: Gives more numbers for that line, from what is known so far.
@@ -67,10 +73,14 @@ def spectrum(
             belongs to another process.
     """
     for name, number, unit in (("probes", probes, "random start vector"), ("steps", steps, "product per probe")):
-        if number < 1:
-            raise PruneLimitError(f"{name}={number!r} must be at least 1: each is one {unit}.")
+        if not isinstance(number, numbers.Integral) or number < 1:
+            raise PruneLimitError(f"{name}={number!r} must be an integer, at least 1: each is one {unit}.")
     if low_memory and folder is not None:
         raise PruneLimitError("low_memory=True keeps no basis to continue from: leave folder out.")
+    if joint and (low_memory or folder is not None or hasattr(operator, "add_slices")):
+        raise PruneLimitError(
+            "joint=True needs a whole basis in memory and is not saved: leave low_memory and folder out."
+        )
     steps = min(steps, operator.dimension)
     together = _probes_at_once(operator, steps, probes, low_memory)
     size = basis_bytes(operator.dimension, 3 if low_memory else steps, together, operator.dtype)
@@ -83,24 +93,38 @@ def spectrum(
     zeros = operator.dimension - reduced.dimension
     steps = min(steps, reduced.dimension)
     found: list[Tridiagonal] = []
+    blocks: list[BlockTridiagonal] = []
 
-    def known(more: tuple[Tridiagonal, ...] = ()) -> Spectrum:
-        return Spectrum(operator.dimension + nullity, (*found, *more), seed, nullity + zeros)
+    def known(run: LanczosRun | BlockLanczosRun | None = None) -> Spectrum:
+        probes, joined = list(found), list(blocks)
+        if isinstance(run, LanczosRun):
+            probes += run.tridiagonals
+        elif run is not None:
+            joined.append(run.found)
+        return Spectrum(operator.dimension + nullity, tuple(probes), seed, nullity + zeros, tuple(joined))
 
     for begin in range(0, probes, together):
         group = range(begin, min(begin + together, probes))
         place = None if folder is None else folder / f"seed-{seed + begin}-{len(group)}"
         about = {"seed": seed + begin, "probes": len(group)}
-        run = None if place is None else LanczosRun.load(place, reduced, **about)
+        run: LanczosRun | BlockLanczosRun | None = None if place is None else LanczosRun.load(place, reduced, **about)
         if run is None:
-            starts = _starts(operator, reduced, seed, group)
-            run = LanczosRun(reduced, starts, reorthogonalise=not low_memory, first=None if begin else first)
+            starts, products = _starts(operator, reduced, seed, group), None if begin else first
+            if joint:
+                run = BlockLanczosRun(reduced, starts, first=products)
+            else:
+                run = LanczosRun(reduced, starts, reorthogonalise=not low_memory, first=products)
         title = f"Lanczos, probe {begin + 1}" + (f"-{begin + len(group)}" if len(group) > 1 else "") + f" of {probes}"
         with ProgressLine(title, steps, progress) as line:
 
-            def told(_: int, run: LanczosRun = run, line: ProgressLine = line, place: Path | None = place) -> None:
-                line.update(run.steps, (lambda: watch(known(run.tridiagonals))) if watch else None)
-                if place is not None and run.steps % SAVE_EVERY == 0:
+            def told(
+                _: int,
+                run: LanczosRun | BlockLanczosRun = run,
+                line: ProgressLine = line,
+                place: Path | None = place,
+            ) -> None:
+                line.update(run.steps, (lambda: watch(known(run))) if watch else None)
+                if isinstance(run, LanczosRun) and place is not None and run.steps % SAVE_EVERY == 0:
                     run.save(place, **about)  # noqa: B023 - told is used up before about changes
                 if each is not None:
                     each()
@@ -109,9 +133,12 @@ def spectrum(
                 try:
                     run.extend(steps - run.steps, told)
                 finally:
-                    if place is not None and run.steps:
+                    if isinstance(run, LanczosRun) and place is not None and run.steps:
                         run.save(place, **about)
-        found += [t.truncated(steps) for t in run.tridiagonals]
+        if isinstance(run, LanczosRun):
+            found += [t.truncated(steps) for t in run.tridiagonals]
+        else:
+            blocks.append(run.found)
     return known()
 
 

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from prunelimit.figures.style import legend_below, new_figure
 
 _COLOURS = dict(
     zip(
-        ("prunelimit", "pyhessian", "pyhessian-loader", "curvlinops", "released"),
-        (sns.color_palette("colorblind")[i] for i in (0, 3, 1, 2, 7)),
+        ("prunelimit", "prunelimit-joint", "pyhessian", "pyhessian-loader", "curvlinops", "released"),
+        (sns.color_palette("colorblind")[i] for i in (0, 4, 3, 1, 2, 7)),
         strict=True,
     )
 )
-_LINES = {"prunelimit": "-", "pyhessian": "--", "curvlinops": "-.", "released": ":", "pyhessian-loader": (0, (1, 1))}
+_LINES = {
+    "prunelimit": "-",
+    "prunelimit-joint": "-",
+    "pyhessian": "--",
+    "pyhessian-loader": (0, (1, 1)),
+    "curvlinops": "-.",
+    "released": ":",
+}
 
 
 def plot_errors(table: pd.DataFrame, scales: int = 4) -> Figure:
@@ -72,8 +81,20 @@ def plot_growth(table: pd.DataFrame) -> Figure:
             axis.loglog(curve["size"], curve["CPU seconds"], color=colour, linestyle=line, marker="o", label=label)
         axis.set_xlabel(sweep)
         axis.set_ylabel("CPU seconds")
-        axis.legend(fontsize=8)
+        _plain_ticks(axis)
+        axis.legend(fontsize=8, loc="lower right")
+        low, high = axis.get_ylim()
+        axis.set_ylim(low / (high / low) ** 0.25, high)  # room for the legend under the end of the curve
     return figure
+
+
+def _plain_ticks(axis: Axes) -> None:
+    """Write the ticks of logarithmic axes as numbers that do not run into each other; those between stay unnamed."""
+    for side, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+        side.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+        side.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def plot_many(table: pd.DataFrame) -> Figure:

@@ -88,6 +88,27 @@ def test_probe_noise_is_what_probes_leave(load: Load) -> None:
     assert accuracy.probe_noise(eigenvalues, mu, 1)[0] == pytest.approx(estimates.std() / truth[0], rel=0.1)
 
 
+def test_rivals_are_measured_by_the_first_of_our_methods(load: Load) -> None:
+    accuracy = load("same_accuracy")
+    curve = {"steps": [8, 16], "errors": [[0.01] * 7] * 2}
+    seconds = {"prunelimit": 3.0, "pyhessian": 12.0, "prunelimit-joint": 2.0}
+    curves = {name: curve | {"cpu": [spent, 2 * spent]} for name, spent in seconds.items()}
+    row = accuracy.table(curves, np.zeros(7))[0]
+    assert {name: row[name].get("times_ours") for name in seconds} == {
+        "prunelimit": 1.5,
+        "pyhessian": 6.0,
+        "prunelimit-joint": None,
+    }
+    del curves["prunelimit-joint"]
+    assert accuracy.table(curves, np.zeros(7))[0]["pyhessian"]["times_ours"] == 4.0
+
+
+def test_methods_that_need_several_start_vectors_are_asked_for_by_name(load: Load) -> None:
+    competitors = load("competitors")
+    assert "prunelimit-joint" not in competitors.available()
+    assert list(competitors.available(["prunelimit-joint"])) == ["prunelimit-joint"]
+
+
 def test_reached_wants_two_in_a_row(load: Load) -> None:
     reached = load("same_accuracy").reached
     errors = [[0.01], [0.2], [0.04], [0.03], [0.02]]
@@ -113,12 +134,13 @@ def test_same_work_is_recorded(load: Load, tmp_path: Path) -> None:
 
 def test_same_accuracy_is_recorded(load: Load, tmp_path: Path) -> None:
     record = load("records").Record("accuracy", tmp_path)
-    names = ["prunelimit", "pyhessian"]
+    names = ["prunelimit-joint", "prunelimit", "pyhessian"]
     load("same_accuracy").compare(record, "quick-mlp", probes=2, groups=2, steps=(4, 64), names=names)
     found = read(tmp_path, "accuracy")
-    curve = found["curves"]["prunelimit"]
-    assert curve["steps"] == [4, 64]
-    assert max(curve["errors"][-1]) < 0.5
+    for name in names[:2]:
+        curve = found["curves"][name]
+        assert curve["steps"] == [4, 64]
+        assert max(curve["errors"][-1]) < 0.5
     assert len(found["table"]) == 2 * len(found["scales"])
 
 

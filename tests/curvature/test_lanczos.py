@@ -138,6 +138,19 @@ def test_start_vector_is_not_changed(matrix_operator: Operator) -> None:
     assert torch.equal(start, torch.ones(6))
 
 
+def test_products_are_not_changed(matrix_operator: Operator) -> None:
+    class Keeping(matrix_operator):  # type: ignore[misc, valid-type]
+        def __matmul__(self, vectors: Tensor) -> Tensor:
+            self.given = [*getattr(self, "given", []), super().__matmul__(vectors)]
+            return self.given[-1]
+
+    matrix = symmetric(torch.linspace(-1, 2, 20, dtype=torch.float64))
+    operator = Keeping(matrix)
+    lanczos(operator, sphere_vector(20, 0).double(), 6)
+    for vector, product in zip(operator.seen, operator.given, strict=True):
+        assert torch.equal(product, matrix @ vector)
+
+
 def test_the_probe_knows_nothing_of_a_network_drawn_from_the_same_seed() -> None:
     weights = torch.randn(10_000, generator=torch.Generator().manual_seed(3))
     for seed in range(5):

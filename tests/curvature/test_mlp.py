@@ -110,12 +110,15 @@ def test_zeros_right_of_a_staircase_change_nothing_but_the_work(seed: int, rows:
     whole = rule.state(inputs, targets)
     with mock.patch.object(mlp_module, "_STEP", 3):
         cut_up = rule.state(inputs, targets)
-    covered = torch.zeros_like(inputs, dtype=torch.bool)
-    for part, width in cut_up.steps:
-        covered[part, :width] = True
-    assert not inputs[~covered].any()
+    by_rows, by_columns = (torch.zeros_like(inputs, dtype=torch.bool) for _ in range(2))
+    for part, needed in cut_up.rows:
+        by_rows[part, needed] = True
+    for part, needed in cut_up.columns:
+        by_columns[needed, part] = True
+    for covered in (by_rows, by_columns):
+        assert not inputs[~covered].any()
     if rows > 3 and max(columns[:rows]) <= 4:
-        assert not covered.all()
+        assert not by_rows.all()
     for hessian in (True, False):
         found = rule.product(cut_up, vector, hessian=hessian)
         torch.testing.assert_close(

@@ -58,25 +58,48 @@ def run(
 
     The most valuable cells come first: one seed of every task before a second one of any. A run may be stopped at any
     moment, by any means: the next call goes on from the last saved state or step. With `all`, a cell whose data are not on
-    this machine is skipped.
+    this machine is skipped. Started by torchrun, the processes share the work in every cell, and the first one writes and prints.
 
     Example: `prunelimit run all --profile paper --device cuda --missing --time-budget 540`
     """
+    from prunelimit.processes import joined_processes
+
+    cluster = choose_engine(engine, device, ray_address, cpus_per_run, gpus_per_run, retries)
+    if cluster and together:
+        raise PruneLimitError("together=True trains in this process: leave it out, or leave out --engine ray.")
+    deadline = deadline_of(time_budget)
+    use_threads(threads)
+    with joined_processes(device) as rank:
+        out.quiet = rank > 0
+        _fill((experiment, profile, seeds), missing, again, together, cluster, device, deadline, compiled)
+
+
+def _fill(
+    which: tuple[str, str, int],
+    missing: bool,
+    again: bool,
+    together: bool,
+    cluster: Any,
+    device: str,
+    deadline: float | None,
+    compiled: bool | None,
+) -> None:
+    """Compute the cells of a task or all of them, a profile and so many seeds, and say what became of each."""
     from prunelimit.experiments.catalogue import PROFILES, find_tasks
     from prunelimit.experiments.elsewhere import run_limits
     from prunelimit.experiments.order import most_valuable_first
     from prunelimit.experiments.runner import EXPERIMENT, check_seeds, run_limit
     from prunelimit.experiments.store import load_record
+    from prunelimit.processes import from_first, processes
     from prunelimit.throughput import Runtime
     from prunelimit.training_many import train_groups
 
-    cluster = choose_engine(engine, device, ray_address, cpus_per_run, gpus_per_run, retries)
-    if cluster and together:
-        raise PruneLimitError("together=True trains in this process: leave it out, or leave out --engine ray.")
+    experiment, profile, seeds = which
+    rank, world = processes(None)
+    if world > 1 and (cluster or together):
+        raise PruneLimitError("torchrun's processes share every cell: leave out --together and --engine, or torchrun.")
     if profile not in PROFILES:
         raise unknown_name("profile", profile, PROFILES)
-    deadline = deadline_of(time_budget)
-    use_threads(threads)
     every = experiment == "all"
     tasks = [t for t in find_tasks(None if every else experiment) if not every or profile in t.profiles]
     absent: dict[str, bool] = {}
@@ -90,7 +113,7 @@ def run(
     waiting: list[tuple[Any, dict[str, str], bool]] = []
     for task, seed, spec in cells:
         name = f"{task.name} {profile} seed {seed}"
-        recorded = load_record(EXPERIMENT, spec) is not None
+        recorded = from_first(load_record(EXPERIMENT, spec) is not None, world)
         if recorded and not again:
             if not missing:
                 say(f"{name}: recorded already ({spec.hash}); --again computes it anew")
@@ -104,7 +127,7 @@ def run(
             waiting.append((spec, label, recorded))
             continue
         start = time.monotonic()
-        record = run_limit(spec, label=label, fresh=recorded, progress=True, **options)
+        record = run_limit(spec, label=label, fresh=recorded, progress=rank == 0, **options)
         _told(name, spec, record, time.monotonic() - start)
         if record is None:
             return

@@ -8,7 +8,7 @@ gradient does not count in the norm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ class SharpnessAware:
         self.forward, self.parameters, self.masks = forward, parameters, dict(masks)
         self.rho, self.adaptive = rho, adaptive
 
-    def __call__(self, images: Tensor, labels: Tensor) -> None:
+    def __call__(self, images: Tensor, labels: Tensor, backward: Callable[[Tensor], None] = Tensor.backward) -> None:
         """Put the gradient at the perturbed weights in place of the one at the weights.
 
         Afterwards weights and buffers have the bits that they had before, so that batch normalisation counts the batch once,
@@ -76,6 +76,7 @@ class SharpnessAware:
         Args:
             images: The batch whose gradient the parameters hold.
             labels: Its labels.
+            backward: Gives the parameters the gradient of a loss.
         """
         moved = [p for p in self.parameters if p.grad is not None]
         kept = [*moved, *self.forward.model.buffers()]
@@ -86,7 +87,7 @@ class SharpnessAware:
         for p in moved:
             p.grad = None
         try:
-            self.forward(images, labels)[0].backward()
+            backward(self.forward(images, labels)[0])
         finally:
             # From copies: subtracting the perturbation again would leave its rounding behind.
             with torch.no_grad():

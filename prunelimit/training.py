@@ -2,14 +2,14 @@
 
 The settings follow the released code of the fundamental-limit paper (kept in the catalogue of experiments), with one
 stated difference: the learning-rate schedule moves once per epoch, not once per iteration. The loop itself is in
-:mod:`prunelimit.training_loop`.
+:mod:`prunelimit.training_loop`; processes that torchrun started share it, see :mod:`prunelimit.training_shared`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from prunelimit.errors import PruneLimitError
 from prunelimit.files import cache_folder
 from prunelimit.models import build_model
 from prunelimit.precision import full_float32
+from prunelimit.processes import add_up, from_first, processes
 from prunelimit.progress import ProgressLine
 from prunelimit.threads import suited_threads
 from prunelimit.throughput import Runtime, lay_out
 from prunelimit.train_spec import SCHEDULES, TrainSpec, learning_rate
 from prunelimit.training_loop import Loop
+from prunelimit.training_shared import Sharing
 
 __all__ = ["SCHEDULES", "OutOfTime", "TrainSpec", "TrainedModel", "evaluate", "fit", "learning_rate", "train"]
 
@@ -38,6 +40,9 @@ LONG_INTERVAL = 60.0
 
 #: Saving takes at most one part in so many of the time.
 SAVE_SHARE = 20
+
+#: Processes that share a training look at the first one's clock together, about once in so many seconds.
+LOOK_INTERVAL = 0.1
 
 #: Bytes per second at which a state is taken to be written, before the first one was.
 WRITE_SPEED = 1e8
@@ -64,30 +69,45 @@ class TrainedModel:
     history: list[dict[str, Any]]
 
 
-def evaluate(model: nn.Module, data: DeviceSplit, batch_size: int = 2000) -> tuple[float, float]:
+def evaluate(
+    model: nn.Module, data: DeviceSplit, batch_size: int = 2000, shard: bool | None = None
+) -> tuple[float, float]:
     """Measure the mean cross-entropy and the accuracy on un-augmented images, in evaluation mode and full float32.
 
     Args:
         model: The network; its mode is restored afterwards.
         data: The images and labels.
         batch_size: Images per forward pass; it does not change the result beyond rounding.
+        shard: Whether processes share the images; by default they do if ``torch.distributed`` is initialised.
 
     Returns:
         Mean loss in nats and accuracy in ``[0, 1]``.
     """
+    rank, world = processes(shard)
     was_training = model.training
     model.eval()
     loss = torch.zeros((), device=data.device, dtype=torch.float64)
     right = torch.zeros((), device=data.device, dtype=torch.int64)
     try:
         with torch.no_grad(), full_float32(data.device):
-            for images, labels in data.batches(batch_size):
-                logits = model(images)
-                loss += functional.cross_entropy(logits, labels, reduction="sum")
-                right += (logits.argmax(1) == labels).sum()
+            for images, labels, counted in _own_batches(data, batch_size, rank, world):
+                logits = model(images)[:counted]
+                loss += functional.cross_entropy(logits, labels[:counted], reduction="sum")
+                right += (logits.argmax(1) == labels[:counted]).sum()
     finally:
         model.train(was_training)
+    if world > 1:
+        add_up(loss), add_up(right)
     return float(loss) / len(data), int(right) / len(data)
+
+
+def _own_batches(data: DeviceSplit, batch_size: int, rank: int, world: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Give one process's batches, and how many of their images count: with sharded parameters all make as many passes."""
+    size = min(batch_size, -(-len(data) // world))
+    for start in range(rank * size, rank * size + len(data), world * size):
+        chosen = slice(start, start + size) if start < len(data) else slice(0, 1)
+        labels = data.labels[chosen]
+        yield data.normalise(data.images[chosen]), labels, len(labels) if start < len(data) else 0
 
 
 #: What :func:`evaluate` gives for the training split, and then for the test split.
@@ -124,12 +144,17 @@ class _Keeper:
         self.loop, self.folder, self.deadline = loop, folder, deadline
         self.begun = self.saved = time.monotonic()
         self.cost, self.iteration, self.evaluation = loop.bytes / WRITE_SPEED, 0.0, 0.0
+        self.world, self._pause, self._left = loop.sharing.world, 1, 0
+
+    def agreed(self, value: Any) -> Any:
+        """What the first process says: no clock is asked but its own."""
+        return from_first(value, self.world)
 
     def time_is_up(self, evaluating: bool = False) -> bool:
         """Whether the deadline is so near that nothing more fits in before it but to save."""
         if self.deadline is None:
             return False
-        reserve = 1.5 * self.cost + 2 * self.iteration + (self.evaluation if evaluating else 0.0)
+        reserve = 1.5 * self.cost + (1 + self._pause) * self.iteration + (self.evaluation if evaluating else 0.0)
         # However slow the disk, half of the time is for the training: otherwise it would never get anywhere.
         return time.monotonic() + min(reserve, (self.deadline - self.begun) / 2) > self.deadline
 
@@ -150,13 +175,16 @@ class _Keeper:
         """Look at the clock after an iteration; a state without a folder is not worth stopping for."""
         if self.folder is None:
             return False
+        last, self._left = self.loop.place == self.loop.per_epoch, self._left - 1
+        if self._left > 0 and not last:
+            return False
         self.iteration = self.loop.seconds / self.loop.place
-        if self.time_is_up(evaluating=self.loop.place == self.loop.per_epoch):
+        if self.world > 1:
+            self._pause = max(1, int(LOOK_INTERVAL / max(self.iteration, 1e-6)))
+        up, due, self._left = self.agreed((self.time_is_up(last), self.due(LONG_INTERVAL), self._pause))
+        if up or due:
             self.save()
-            return True
-        if self.due(LONG_INTERVAL):
-            self.save()
-        return False
+        return bool(up)
 
 
 def fit(
@@ -174,8 +202,12 @@ def fit(
     first_iteration: int = 0,
     after_step: Callable[[int], None] | None = None,
     runtime: Runtime | None = None,
+    shard: bool | None = None,
+    shard_parameters: bool = False,
 ) -> list[dict[str, Any]]:
     """Train a given network in place.
+
+    Processes that share a training all make the same call; what comes out agrees with one process's result to rounding.
 
     Args:
         model: The network, on the device of ``data``; left in evaluation mode.
@@ -188,21 +220,27 @@ def fit(
         folder: Where to save the state, every few seconds and at the deadline, and to look for one to resume from;
             ``None`` keeps nothing.
         deadline: Value of ``time.monotonic()`` before which the state is to be saved, within an epoch if need be. Without
-            a folder an epoch that has begun is finished.
+            a folder an epoch that has begun is finished. Of several processes the first one's clock counts.
         progress: Whether to show a progress line.
         first_iteration: Iterations of the schedule that the network has behind it already, as after rewinding: training
             begins there, in the middle of an epoch if need be.
         after_step: Called after each iteration with the number of iterations done, ``first_iteration`` included. What it
             keeps is not part of the saved state.
         runtime: Memory layout and compilation; by default what suits the device.
+        shard: Whether processes share the rows of every batch; by default they do if ``torch.distributed`` is initialised.
+            The first one's weights count, and it alone writes to ``folder``, which all must be able to read.
+        shard_parameters: Whether to cut parameters, gradients and momentum over these processes, by FSDP2; the network stays
+            cut. It may be on the CPU before, where every process must have the same weights.
 
     Returns:
         The history, one dictionary per epoch; it ends before ``spec.epochs`` only if the deadline passed.
 
     Raises:
-        PruneLimitError: If the loss stops being finite, or ``first_iteration`` lies outside of the training.
+        PruneLimitError: If the loss stops being finite, ``first_iteration`` lies outside of the training, or the processes
+            cannot share it.
     """
-    loop = Loop(model, data, spec, masks, first_iteration, after_step, runtime)
+    sharing = Sharing(model, data.device, shard, shard_parameters)
+    loop = Loop(model, data, spec, masks, first_iteration, after_step, runtime, sharing)
     if not 0 <= first_iteration <= spec.epochs * loop.per_epoch:
         raise PruneLimitError(
             f"first_iteration={first_iteration!r} must lie between 0 and the {spec.epochs * loop.per_epoch} of the training."
@@ -212,25 +250,26 @@ def fit(
     keeper = _Keeper(loop, folder, deadline)
     title = f"{spec.model} on {spec.dataset}, seed {spec.seed}"
     try:
-        with suited_threads(model), ProgressLine(title, spec.epochs, progress) as line:
-            if loop.number < spec.epochs and not keeper.time_is_up():
+        with suited_threads(model), ProgressLine(title, spec.epochs, progress and not sharing.rank) as line:
+            if loop.number < spec.epochs and not keeper.agreed(keeper.time_is_up()):
                 loop.compile()
-            while loop.number < spec.epochs and not keeper.time_is_up():
+            while loop.number < spec.epochs and not keeper.agreed(keeper.time_is_up()):
                 entry = loop.epoch(keeper.stop)
                 if entry is None:
                     break
                 if test is not None and is_tested(entry["epoch"], spec.epochs, test_every, test_last):
                     start = time.monotonic()
-                    entry["test_loss"], entry["test_accuracy"] = evaluate(model, test)
+                    entry["test_loss"], entry["test_accuracy"] = evaluate(model, test, shard=sharing.world > 1)
                     keeper.evaluation = time.monotonic() - start
-                if entry["epoch"] == spec.epochs or keeper.due(SAVE_INTERVAL):
+                if entry["epoch"] == spec.epochs or keeper.agreed(keeper.due(SAVE_INTERVAL)):
                     keeper.save()
                 shown = {"loss": entry["loss"], "accuracy": entry["accuracy"]}
                 shown["images/s"] = round(entry["images_per_second"])
                 line.update(entry["epoch"], **shown)
             keeper.save()
     finally:
-        lay_out(model, channels_last=False)
+        if not sharing.sharded:
+            lay_out(model, channels_last=False)
     model.eval()
     return loop.history
 
@@ -244,8 +283,12 @@ def train(
     deadline: float | None = None,
     progress: bool | None = None,
     runtime: Runtime | None = None,
+    shard: bool | None = None,
+    shard_parameters: bool = False,
 ) -> TrainedModel:
     """Train the network that a spec describes, or load it if that was done before.
+
+    Processes that torchrun started share the training, without changing the result beyond rounding; all make the same call.
 
     Args:
         spec: What to train.
@@ -255,14 +298,19 @@ def train(
         deadline: Value of ``time.monotonic()`` before which the state is saved and the training left.
         progress: Whether to show a progress line.
         runtime: Memory layout and compilation; by default what suits the device.
+        shard: As for :func:`fit`.
+        shard_parameters: As for :func:`fit`; the network is never whole on ``device``, and the checkpoint is that of one process.
 
     Returns:
         The trained network. If the deadline passed, its history is shorter than ``spec.epochs``; the next call goes on
         from there, to the same result, bit for bit on the same CPU.
     """
     dataset = dataset or load_dataset(spec.dataset)
-    model = initial_network(spec, dataset).to(device)
+    model = initial_network(spec, dataset)
+    if not shard_parameters:
+        model.to(device)
     folder = folder or cache_folder() / "checkpoints" / spec.hash
     data, test = dataset.on_device("train", device, spec.train_size), dataset.on_device("test", device)
-    history = fit(model, data, spec, test=test, folder=folder, deadline=deadline, progress=progress, runtime=runtime)
+    options: dict[str, Any] = {"runtime": runtime, "shard": shard, "shard_parameters": shard_parameters}
+    history = fit(model, data, spec, test=test, folder=folder, deadline=deadline, progress=progress, **options)
     return TrainedModel(model, spec, history)

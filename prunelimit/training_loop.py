@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +19,12 @@ from prunelimit.datasets import DeviceSplit
 from prunelimit.errors import PruneLimitError
 from prunelimit.models import match_masks
 from prunelimit.precision import training_rounding
+from prunelimit.processes import all_or_none
 from prunelimit.sam import SharpnessAware
 from prunelimit.specs import part_seed
 from prunelimit.throughput import Forward, Runtime, StageClock, lay_out
 from prunelimit.train_spec import TrainSpec, learning_rate
+from prunelimit.training_shared import Sharing
 
 
 @contextmanager
@@ -44,6 +47,7 @@ class Loop:
         first: Iterations of the schedule that the network has behind it already.
         after_step: Called after each iteration with the number of iterations done.
         runtime: How the training is carried out.
+        sharing: This process's part in it; by default all of it.
 
     Attributes:
         history: One dictionary per finished epoch.
@@ -59,20 +63,27 @@ class Loop:
         first: int = 0,
         after_step: Callable[[int], None] | None = None,
         runtime: Runtime | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self.model, self.data, self.spec = model, data, spec
         self.per_epoch, self.first, self.after_step = -(-len(data) // spec.batch_size), first, after_step
         ahead = spec.epochs * self.per_epoch - first
-        runtime = (runtime or Runtime()).settled(model, data.device, ahead)
-        lay_out(model, bool(runtime.channels_last))
+        self.sharing = sharing or Sharing(model, data.device, shard=False)
+        if self.sharing.sharded and spec.sam_rho:
+            raise PruneLimitError(
+                f"sam_rho={spec.sam_rho!r} needs whole gradients: leave out shard_parameters, or SAM."
+            )
+        runtime = self.sharing.settled(runtime or Runtime()).settled(model, data.device, ahead)
+        if not self.sharing.sharded:
+            lay_out(model, bool(runtime.channels_last))
         self.forward = Forward(model, functional.cross_entropy, spec.precision, runtime)
         self.clock = StageClock(data.device)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = self.sharing.parameters
         self.optimiser = torch.optim.SGD(
             self.parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.l2, fused=True
         )
-        pairs = [(p, mask.to(p)) for p, mask in match_masks(model, masks or {})]
-        self._masked: list[Tensor] = [p for p, _ in pairs]
+        pairs = [(p, mask.to(p)) for p, mask in self.sharing.masks(match_masks(model, masks or {}))]
+        self._masked = [p for p, _ in pairs]
         self._masks = [mask for _, mask in pairs]
         self.sharpness = (
             SharpnessAware(self.forward, self.parameters, pairs, spec.sam_rho, adaptive=spec.sam_adaptive)
@@ -110,7 +121,7 @@ class Loop:
     @property
     def bytes(self) -> int:
         """About how much a saved state takes."""
-        return 2 * sum(p.numel() * p.element_size() for p in self.parameters)
+        return 2 * sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
 
     def compile(self) -> None:
         """Compile the forward pass if the runtime says so; the training stays the same."""
@@ -118,7 +129,8 @@ class Loop:
             device = self.data.device
             with _own_random_state(device), training_rounding(self.spec.precision, device):
                 self.model.train()
-                self.forward.prepare(*next(iter(self.data.batches(self.spec.batch_size))))
+                images, labels, _ = self.sharing.part(*next(iter(self.data.batches(self.spec.batch_size))))
+                self.forward.prepare(images, labels)
 
     def epoch(self, stop: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
         """Train to the end of the present epoch.
@@ -136,20 +148,22 @@ class Loop:
         seed = part_seed(spec.seed, self.number)
         self.optimiser.param_groups[0]["lr"] = learning_rate(spec, self.number)
         self.model.train()
-        with _own_random_state(device), training_rounding(spec.precision, device):
+        with _own_random_state(device), training_rounding(spec.precision, device), self.sharing.statistics():
             self._seed_dropout(seed + 2)
             for images, labels in self._batches(seed):
+                if self.sharing.world > 1:  # so that no process has to save the state of its generators
+                    torch.manual_seed(part_seed(seed + 2, self.place * self.sharing.world + self.sharing.rank))
                 self._iterate(images, labels)
                 now = time.monotonic()
                 self.seconds, since = self.seconds + now - since, now
                 if stop():
                     return None
-        mean_loss = float(self.loss_sum) / self.seen
+        mean_loss = float(self.sharing.total(self.loss_sum)) / self.seen
         if not math.isfinite(mean_loss):
             raise PruneLimitError(
                 f"lr={spec.lr!r}: the loss became {mean_loss} in epoch {self.number + 1}; lower lr or add warm-up."
             )
-        right = int(self.right)
+        right = int(self.sharing.total(self.right))
         seconds = self.seconds + time.monotonic() - since
         entry: dict[str, Any] = {
             "epoch": self.number + 1,
@@ -195,12 +209,15 @@ class Loop:
 
         With SAM, loss and accuracy are those at the weights, and the second pass counts as a part of the backward one.
         """
+        rows = len(labels)
+        images, labels, counted = self.sharing.part(images, labels)
+        backward = functools.partial(self.sharing.backward, share=counted / rows)
         self.optimiser.zero_grad()
         loss, logits = self.forward(images, labels)
         self.clock.mark("forward")
-        loss.backward()
+        backward(loss)
         if self.sharpness is not None:
-            self.sharpness(images, labels)
+            self.sharpness(images, labels, backward)
         self.clock.mark("backward")
         if self.spec.l1:
             with torch.no_grad():
@@ -211,33 +228,41 @@ class Loop:
                 torch._foreach_add_(gradients, signs, alpha=self.spec.l1)
         self.optimiser.step()
         self._apply_masks()
-        self.loss_sum += loss.detach() * len(labels)
-        self.right += (logits.detach().argmax(1) == labels).sum()
-        self.seen += len(labels)
+        if counted:
+            self.loss_sum += loss.detach() * counted
+            self.right += (logits.detach().argmax(1) == labels).sum()
+        self.seen += rows
         self.place += 1
         self.clock.mark("optimiser")
         if self.after_step is not None:
             self.after_step(self.number * self.per_epoch + self.place)
 
     def save(self, folder: Path) -> None:
-        """Save everything that the next iteration depends on.
+        """Save everything that the next iteration depends on; the first process writes it, for any number of them.
 
         Args:
             folder: Folder of the run.
         """
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors = {f"model.{k}": v for k, v in self.sharing.state().items()}
         for i, p in enumerate(self.parameters):
             momentum = self.optimiser.state[p].get("momentum_buffer")
             if momentum is not None:
-                tensors[f"momentum.{i}"] = momentum
+                tensors[f"momentum.{i}"] = self.sharing.join(i, momentum)
         metadata: dict[str, Any] = {"spec": self.spec.to_dict(), "history": self.history}
         if self.seen:
-            tensors |= {"sum.loss": self.loss_sum, "sum.right": self.right, "random.cpu": torch.get_rng_state()}
+            sums = {"sum.loss": self.sharing.total(self.loss_sum), "sum.right": self.sharing.total(self.right)}
+            tensors |= sums | {"random.cpu": torch.get_rng_state()}
             if self.data.device.type == "cuda":
                 tensors["random.device"] = torch.cuda.get_rng_state(self.data.device)
             metadata["within"] = {"place": self.place, "seen": self.seen, "seconds": self.seconds}
         self._step += 1
-        save_checkpoint(folder, self._step, tensors, metadata | {"step": self._step})
+        metadata["step"] = self._step
+
+        def write() -> None:
+            if self.sharing.rank == 0:
+                save_checkpoint(folder, self._step, tensors, metadata)
+
+        all_or_none(write, self.sharing.world, self.data.device)
         self._saved = (len(self.history), self.place)
 
     def load(self, folder: Path) -> None:
@@ -250,23 +275,26 @@ class Loop:
             PruneLimitError: If the folder holds another run.
         """
         found = load_checkpoint(folder)
+        self.sharing.check_same(found and (found[1].get("step"), len(found[1]["history"])), folder)
         if found is None:
             return
         tensors, metadata = found
         check_settings(folder, metadata, {"spec": self.spec.to_dict()})
-        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        self.sharing.load_state({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         for i, p in enumerate(self.parameters):
             if f"momentum.{i}" in tensors:
                 # The fused optimiser walks through memory: the buffer must lie there as its parameter does.
                 buffer = torch.empty_like(p, memory_format=torch.preserve_format)
-                self.optimiser.state[p]["momentum_buffer"] = buffer.detach().copy_(tensors[f"momentum.{i}"])
+                momentum = self.sharing.cut(i, tensors[f"momentum.{i}"])
+                self.optimiser.state[p]["momentum_buffer"] = buffer.detach().copy_(momentum)
         self.history = metadata["history"]
         self._step = metadata.get("step", len(self.history))  # older states were counted by their epochs
         within = metadata.get("within")
         self.place = within["place"] if within else 0 if self.history else self.place
         if within:
-            self.loss_sum.copy_(tensors["sum.loss"])
-            self.right.copy_(tensors["sum.right"])
+            if self.sharing.rank == 0:  # sums over processes begin with it
+                self.loss_sum.copy_(tensors["sum.loss"])
+                self.right.copy_(tensors["sum.right"])
             self.seen, self.seconds = within["seen"], within["seconds"]
             self._random = {k[7:]: v for k, v in tensors.items() if k.startswith("random.")}
         self._saved = (len(self.history), self.place)

@@ -1,4 +1,8 @@
-"""From a spec to a record: train, prune, probe, measure; interruptible between any two steps."""
+"""From a spec to a record: train, prune, probe, measure; interruptible between any two steps.
+
+Processes that torchrun started all make the same calls. They share training, curvature and evaluation; clock, files and the
+numbers on which decisions rest are the first one's.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,7 @@ from prunelimit.files import cache_folder, write_json
 from prunelimit.limit import CURVE_POINTS, PruningLimit, default_epsilon, exact_limit
 from prunelimit.path_limits import directional_limit, measured_limit
 from prunelimit.precision import full_float32
+from prunelimit.processes import from_first, own_folder, processes
 from prunelimit.pruning.adaptive import adaptive_sweep
 from prunelimit.pruning.magnitude import MagnitudePath, prunable_parameters
 from prunelimit.pruning.measured import fine_tuned_limit, largest_sparsity, sweep
@@ -69,6 +74,7 @@ class Steps:
 
     def __init__(self, path: Path, deadline: float | None = None) -> None:
         self.path, self.deadline = path, deadline
+        self._rank, self._world = processes(None)
         self._begun = self._written = time.monotonic()
         self._open: list[str] = []
         self._spent = 0.0
@@ -76,6 +82,7 @@ class Steps:
             self.done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             self.done = {}
+        self.done = from_first(self.done, self._world)
 
     def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return what the step gave, from the file or by running it.
@@ -98,7 +105,7 @@ class Steps:
             result = {}
             self._open.append(name)
             try:
-                result = {"value": json.loads(json.dumps(compute()))}
+                result = {"value": from_first(json.loads(json.dumps(compute())), self._world)}
             finally:
                 self._open.pop()
                 # The time of the parts counts for them.
@@ -110,7 +117,8 @@ class Steps:
         return self.done[name]["value"]
 
     def _write(self) -> None:
-        write_json(self.path, self.done)
+        if self._rank == 0:
+            write_json(self.path, self.done)
         self._written = time.monotonic()
 
     def _parts(self, step: str) -> list[dict[str, Any]]:
@@ -128,7 +136,8 @@ class Steps:
         """
         if self.deadline is None:
             return
-        if time.monotonic() + min(reserve, (self.deadline - self._begun) / 2) > self.deadline:
+        late = time.monotonic() + min(reserve, (self.deadline - self._begun) / 2) > self.deadline
+        if from_first(late, self._world):
             raise OutOfTime  # the step around it writes what is done
 
     @property
@@ -183,12 +192,14 @@ def run_limit(
     Returns:
         The record, or ``None`` if the deadline passed; the next call goes on from where this one stopped.
     """
-    if not fresh and (found := load_record(EXPERIMENT, spec)):
+    rank, world = processes(None)
+    if not fresh and (found := from_first(load_record(EXPERIMENT, spec), world)):
         return found
     dataset = load_dataset(spec.train.dataset)
     folder = run_folder(spec, "live" if fresh else "runs")
-    if fresh:
+    if fresh and rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
+    from_first(None, world)  # nobody reads before that
     steps = Steps(folder / "steps.json", deadline)
     options: dict[str, Any] = {"deadline": deadline, "progress": progress, "runtime": runtime}
     own = folder / "checkpoints" if fresh else None
@@ -202,13 +213,16 @@ def run_limit(
         except OutOfTime:
             return None
         source = provenance(device, torch.get_num_threads()) | {"throughput": throughput(trained.history)}
+        source |= {"processes": world} if world > 1 else {}
     seconds = steps.seconds | {"train": round(sum(entry["seconds"] for entry in trained.history), 1)}
     record = {"label": label or {}, "data": dataset.digests, "provenance": source, "seconds": seconds, **body}
     # Before the record: of a process that is killed in between the finished steps are left, which make the record again.
-    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-    if keep:
-        save_record(EXPERIMENT, spec, record)
-    return json.loads(json.dumps(record))
+    if rank == 0:
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+        if keep:
+            save_record(EXPERIMENT, spec, record)
+    plain: dict[str, Any] = from_first(json.loads(json.dumps(record)), world)
+    return plain
 
 
 def run_folder(spec: LimitSpec, kind: str = "runs") -> Path:
@@ -343,7 +357,7 @@ def probe_spectrum(
         prunable: Names of the prunable parameters; ``None`` for all.
         options: ``steps``, ``probes`` and ``seed`` of :func:`~prunelimit.curvature.spectrum`.
         steps: Tells whether there is time for another product.
-        folder: Of the unfinished process.
+        folder: Of the unfinished process; each of several processes has one inside.
         progress: Whether to show progress.
 
     Returns:
@@ -353,6 +367,7 @@ def probe_spectrum(
     # New vectors are written every so many products; the longest product and the vectors' way to the disk must fit in.
     vectors = SAVE_EVERY * basis_bytes(operator.dimension, 1, options["probes"], operator.dtype) / WRITE_SPEED
     clock = [time.monotonic(), 0.0]
+    folder = own_folder(folder)
 
     def each() -> None:
         now = time.monotonic()

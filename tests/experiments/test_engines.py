@@ -260,7 +260,7 @@ def commands_of(text: str) -> list[list[str]]:
     return [shlex.split(words) for words in found]
 
 
-@pytest.mark.parametrize("name", ["sweep.slurm", "limit.slurm", "cluster.yaml"])
+@pytest.mark.parametrize("name", ["sweep.slurm", "limit.slurm", "train.slurm", "cluster.yaml"])
 def test_the_scripts_call_what_there_is(name: str) -> None:
     text = (SCALE / name).read_text(encoding="utf-8")
     calls = commands_of(text)

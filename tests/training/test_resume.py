@@ -190,7 +190,7 @@ def test_however_slow_the_disk_half_of_the_time_is_for_training(
 def test_test_split_is_measured_before_the_deadline(
     tmp_path: Path, small: DeviceSplit, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(*_: object) -> tuple[float, float]:
+    def slow(*_: object, **__: object) -> tuple[float, float]:
         clock[0] += 4
         return 0.0, 0.0
 

@@ -55,6 +55,7 @@ from prunelimit.errors import PruneLimitError
 from prunelimit.losses import (
     TokenLoss,
     by_class,
+    check_classes,
     classes_last,
     given_loss,
     ignore_index,
@@ -114,6 +115,8 @@ def adapt(model: nn.Module, loss_fn: LossFunction | None, data: Any) -> Adapted:
     """
     if getattr(loss_fn, "reduction", "mean") != "mean":
         raise PruneLimitError(f"loss_fn has reduction={loss_fn.reduction!r}: make it the mean loss.")  # type: ignore[union-attr]
+    if any(p.is_inference() for p in model.parameters() if not isinstance(p, nn.parameter.UninitializedParameter)):
+        raise PruneLimitError("model was made under torch.inference_mode(), without a graph: make it outside.")
     if any(p.device.type == "meta" for p in model.parameters()):
         raise PruneLimitError("model is on the meta device and has no weights: load them first.")
     data = _tensors(data)
@@ -265,11 +268,40 @@ class _Trial:
         return Adapted(self._user_model, loss_fn, pairs, "examples" if counts is None else "targets")
 
     def _call(self, inputs: Any) -> Any:
-        return call_model(self.model, map_tensors(inputs, lambda tensor: tensor.to(self.device)))
+        """Run the model on copies; refuse one that works in place on data that are where it is, and so changes them."""
+        copies: list[Tensor] = []
+
+        def copied(tensor: Tensor) -> Tensor:
+            copy = tensor.to(self.device, copy=True)
+            copies.extend([copy] if tensor.device == copy.device else [])
+            return copy
+
+        placed = map_tensors(inputs, copied)
+        before = [tensor._version for tensor in copies]
+        output = call_model(self.model, placed)
+        if before != [tensor._version for tensor in copies]:
+            raise PruneLimitError("model changes its inputs in place: let forward work on a copy, inputs.clone().")
+        return output
+
+    def _called(self, inputs: Any) -> tuple[Any, Any]:
+        """Find the call, and what it gives; name the types if they are why there is none."""
+        try:
+            return _first_of(_calls(inputs), self._call, "model")
+        except PruneLimitError as error:
+            leaves: list[Tensor] = []
+            map_tensors(inputs, leaves.append)  # type: ignore[arg-type]
+            own = {p.dtype for p in self.model.parameters()}
+            odd = [t.dtype for t in leaves if t.is_floating_point() and t.dtype not in own]
+            if not odd or ("dtype" not in str(error) and "type" not in str(error.__cause__)):
+                raise
+            wanted = next(iter(own), torch.float32)
+            raise PruneLimitError(
+                f"data has inputs in {odd[0]} and the model is in {wanted}: convert one, for example inputs.to({wanted})."
+            ) from error
 
     def _form(self, inputs: Any, targets: Any) -> tuple[Callable[[Any], Any], LossFunction, bool]:
         """Find the call and the loss; also whether a model's own loss leaves the first label of each row out."""
-        call, output = _first_of(_calls(inputs), self._call, "model")
+        call, output = self._called(inputs)
         spread = call is not inputs
 
         def form(batch: Any, unpack: Callable[[Any], Any] | None = None) -> Any:
@@ -288,10 +320,14 @@ class _Trial:
         placed = map_tensors(bare(targets), lambda tensor: tensor.to(self.device))
         raw = isinstance(output, Tensor)
         if is_cross_entropy(self.loss_fn) and classes_last(logits_of(output), placed, raw=raw):
+            check_classes(self.pairs, logits_of(output).shape[-1], ignore_index(self.loss_fn))
             return functools.partial(form, unpack=None if raw else logits_of), TokenLoss(self.loss_fn), False
         ways: list[Callable[[Any], Any] | None] = [None] if raw else [None, logits_of]
         loss_fn = self.loss_fn
         unpack, _ = _first_of(ways, lambda way: loss_fn(way(output) if way else output, placed), "loss_fn")
+        scores = unpack(output) if unpack else output
+        if isinstance(scores, Tensor) and scores.ndim:
+            check_classes(self.pairs, scores.shape[min(1, scores.ndim - 1)], ignore_index(loss_fn))
         return functools.partial(form, unpack=unpack), self.loss_fn, False
 
     def _counts(self, targets: list[Any], shifted: bool) -> list[int] | None:
@@ -330,13 +366,20 @@ class _Trial:
         losses, half = [], count // 2
         if half == 0:
             return True
-        for rows in (slice(0, count), slice(0, half), slice(half, count)):
+        for rows in (slice(0, count), slice(0, half), slice(half, count), slice(0, count)):
             loss = loss_fn(self._call(inputs[rows]), targets[rows].to(self.device))
             if not isinstance(loss, Tensor) or loss.ndim or not math.isfinite(loss):
                 return True  # refused where it is used, with the reason
             losses.append(float(loss))
+        scale = max(1e-6, *map(abs, losses))
+        if abs(losses[3] - losses[0]) > MEAN_TOLERANCE * scale:
+            raise PruneLimitError(
+                "model gives another loss at every call, in evaluation mode: fix what it draws at random, by a seed."
+            )
+        if abs(losses[1] + losses[2] - losses[0]) <= MEAN_TOLERANCE * 1e-2 * scale and abs(losses[0]) > 1e-6:
+            raise PruneLimitError("loss_fn sums over the rows: return the mean loss.")
         mean = (losses[1] * half + losses[2] * (count - half)) / count
-        return abs(mean - losses[0]) <= MEAN_TOLERANCE * max(abs(losses[0]), *map(abs, losses[1:]), 1e-6)
+        return abs(mean - losses[0]) <= MEAN_TOLERANCE * scale
 
 
 def _countable(targets: Any, number: int) -> Any:

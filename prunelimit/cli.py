@@ -117,7 +117,8 @@ def data(
             f"{name}: {len(found.labels['train']):,} training and {len(found.labels['test']):,} test images, verified"
         )
         return
-    table = Table("data set", "state", title=f"data folder: {data_folder()}")
+    say(f"data folder: {data_folder()}")  # not a title, which is broken into the width of the table
+    table = Table("data set", "state")
     for known in DATASETS:
         source = POOLED.get(known, known)
         there = (data_folder() / source / "train_images.npy").is_file()

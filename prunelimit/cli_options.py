@@ -67,5 +67,7 @@ def use_threads(count: int) -> None:
     """Set the threads of torch; zero leaves its choice."""
     import torch
 
+    if count < 0:
+        raise PruneLimitError(f"threads={count} must be positive, or 0 for torch's choice.")
     if count:
         torch.set_num_threads(count)

@@ -17,7 +17,7 @@ from prunelimit.errors import PruneLimitError, unknown_name
 LOSSES = ("cross_entropy", "mse_loss", "binary_cross_entropy_with_logits", "own")
 
 #: Kinds of units that have a name, those of prunelimit.pruning.structured; importing it would take seconds.
-UNITS = ("channel", "input")
+UNITS = ("channel", "input", "head")
 
 #: Endings of the file of a report.
 REPORTS = (".html", ".json", ".txt", ".svg", ".png", ".pdf")
@@ -64,8 +64,8 @@ def predict(
     units: Annotated[
         str,
         typer.Option(
-            help=f"What leaves together: weights (single ones), {', '.join(UNITS)}, or package.module:function that numbers the "
-            "weights of a network by unit, for example by head."
+            help=f"What leaves together: weights (single ones), {', '.join(UNITS)} (of attention, and nothing else is pruned), or "
+            "package.module:function that numbers the weights of a network by unit."
         ),
     ] = "weights",
     method: Annotated[
@@ -94,6 +94,14 @@ def predict(
     probes: Annotated[int, typer.Option(help="Random probes; more probes reduce noise on small networks.")] = 1,
     examples: Annotated[int, typer.Option(help="Training images behind the curvature; 0 for all.")] = 2000,
     low_memory: Annotated[bool, typer.Option("--low-memory", help="Run Lanczos without a basis.")] = False,
+    shard_parameters: Annotated[
+        bool,
+        typer.Option(
+            "--shard-parameters",
+            help="The processes that torchrun started share the weights, not only the data: for a network that fits on no device, "
+            "by formula, directional and measured.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the probes and of the training.")] = 0,
     device: Device = "cpu",
     at_least: Annotated[
@@ -113,7 +121,8 @@ def predict(
 ) -> None:
     """Predict how far a network can be pruned.
 
-    Started by torchrun, the processes share the data of every curvature product, and the first one prints.
+    Started by torchrun, the processes share the data of every curvature product, and the first one prints; with
+    --shard-parameters they share the weights too.
     With --report, the formula, the directional method, refitting and measuring are all used unless --methods names others, and
     every layer is tried alone.
 
@@ -133,12 +142,15 @@ def predict(
         raise PruneLimitError("targets serves a report: give --report FILE.html as well.")
     loss_fn = _loss(loss)
     with joined_processes(device) as rank:
+        place = "cpu" if shard_parameters else device  # which the whole network may not fit on
         if ":" in data:
             batches, sample = _own_data(data, model), None
-            network = _own_network(model, weights, trust_pickle, device)
+            network = _own_network(model, weights, trust_pickle, place)
         else:
-            network, split = _catalogue(model, arch, weights, trust_pickle, data, seed, device)
+            network, split = _catalogue(model, arch, weights, trust_pickle, data, seed, device, place)
             batches, sample = _taken(split, examples, chosen, report)
+        if shard_parameters:
+            network = _sharded(network, device, chosen[0])
         numbered = _units(units, network)
         common: dict[str, Any] = {
             "epsilon": epsilon,
@@ -191,6 +203,16 @@ def _taken(split: Any, examples: int, methods: list[str], report: Path | None) -
     return split.tensors(count), None  # a report takes the same for all
 
 
+def _sharded(network: Any, device: str, method: str) -> Any:
+    """Share the weights over the processes."""
+    from prunelimit.curvature.sharded import shard_parameters
+    from prunelimit.predict import SHARDED
+
+    if method not in SHARDED:
+        raise PruneLimitError(f"method={method!r} with --shard-parameters: choose one of {', '.join(SHARDED)}.")
+    return shard_parameters(network, device)
+
+
 def _units(units: str, network: Any) -> Any:
     """Find the units by their name, in the singular or the plural; ``None`` for single weights."""
     from prunelimit.loading import load_object
@@ -202,10 +224,14 @@ def _units(units: str, network: Any) -> Any:
                 f"units={units!r} gave a {type(numbered).__name__}: let it map parameter names to numbers."
             )
         return numbered
-    known = {"weight": None} | {name: name for name in UNITS}
-    if units.removesuffix("s") not in known:
+    name = units.removesuffix("s")
+    if name not in ("weight", *UNITS):
         raise unknown_name("units", units, ["weights", *UNITS])
-    return known[units.removesuffix("s")]
+    if name != "head":
+        return None if name == "weight" else name
+    from prunelimit.pruning.heads import head_units
+
+    return head_units(network)
 
 
 def _prunable(patterns: str, network: Any, numbered: Any) -> list[str] | None:
@@ -314,14 +340,14 @@ def _own_network(model: str, weights: Path | None, trust: bool, device: str) -> 
 
 
 def _catalogue(
-    model: str, arch: str, weights: Path | None, trust: bool, data: str, seed: int, device: str
+    model: str, arch: str, weights: Path | None, trust: bool, data: str, seed: int, device: str, place: str
 ) -> tuple[Any, Any]:
-    """Give a network and the training split of a known data set."""
+    """Give a network and the training split of a known data set; one's own network in its place."""
     from prunelimit.datasets import load_dataset
 
     dataset = load_dataset(data)
     if ":" in model:
-        network = _own_network(model, weights, trust, device)
+        network = _own_network(model, weights, trust, place)
     elif weights is not None:
         raise PruneLimitError("weights needs --model package.module:function; a file for --arch goes into --model.")
     else:

@@ -14,10 +14,12 @@ from prunelimit.adapters import Adapted, adapt
 from prunelimit.curvature.data import LossFunction
 from prunelimit.errors import PruneLimitError
 from prunelimit.limit import default_epsilon
-from prunelimit.predict import CURVATURES, Settings, predict_adapted
+from prunelimit.path_limits import own_shard
+from prunelimit.predict import Settings, curvature_operator, predict_adapted
+from prunelimit.processes import add_up, is_sharded
 from prunelimit.pruning.magnitude import MagnitudePath, Masks, prunable_parameters
 from prunelimit.pruning.paths import MaskPath, PruningPath
-from prunelimit.pruning.structured import UnitOrder, Units
+from prunelimit.pruning.structured import UnitOrder, Units, named_units
 from prunelimit.threads import suited_threads
 
 Groups = Mapping[str, Sequence[str]]
@@ -127,7 +129,10 @@ def layer_limits(
     settings = Settings(
         prunable, curvature, method, steps, 1, seed, low_memory=low_memory, tolerance=tolerance, progress=False
     )
-    return layers_adapted(adapt(model, loss_fn, data), epsilon, settings, groups, common, units)
+    adapted = adapt(model, loss_fn, data)
+    units, prunable = units_and_names(adapted.model, units, prunable, groups)
+    settings = dataclasses.replace(settings, prunable=prunable)
+    return layers_adapted(adapted, epsilon, settings, groups, common, units)
 
 
 def layers_adapted(
@@ -184,6 +189,33 @@ def _checked(model: nn.Module, groups: Groups | None, prunable: Sequence[str] | 
     return groups
 
 
+def units_and_names(
+    model: nn.Module, units: Units | None, prunable: Sequence[str] | None, groups: Groups | None = None
+) -> tuple[Units | None, Sequence[str] | None]:
+    """Look units up by their name, and name the parameters that groups or numbered units choose.
+
+    Args:
+        model: The network.
+        units: As for :class:`~prunelimit.pruning.UnitOrder`; ``None`` for single weights.
+        prunable: Names of the prunable parameters, if they are given.
+        groups: As for :func:`layer_limits`.
+
+    Returns:
+        The units, and the names; ``None`` where nothing chooses.
+
+    Raises:
+        PruneLimitError: If the network has no such units, or its parameters are sharded.
+    """
+    if prunable is None and groups is not None:
+        prunable = [name for group in groups.values() for name in group]
+    if units is None:
+        return None, prunable
+    if is_sharded(model):
+        raise PruneLimitError("units= with sharded parameters: leave units out, or call it in one process.")
+    units = named_units(model, units, prunable)
+    return units, list(units) if prunable is None and isinstance(units, Mapping) else prunable
+
+
 def unit_masks(model: nn.Module, units: Units | None, names: Sequence[str]) -> Callable[[float], Masks] | None:
     """Return the pruner that removes whole units of some parameters.
 
@@ -213,6 +245,10 @@ def unit_path(model: nn.Module, units: Units | None, names: Sequence[str] | None
     """
     parameters = prunable_parameters(model, names)
     masks = unit_masks(model, units, list(parameters))
+    if is_sharded(model):
+        from prunelimit.curvature.sharded import ShardedMagnitudePath  # which takes seconds to import
+
+        return ShardedMagnitudePath(model, names)  # type: ignore[return-value]  # of the same form
     if masks is None:
         return MagnitudePath(model, names)
     return MaskPath(list(parameters), list(parameters.values()), masks)
@@ -225,13 +261,20 @@ def _common_cut(
     with suited_threads(adapted.model):
         parameters = prunable_parameters(adapted.model, [name for names in groups.values() for name in names])
         path = unit_path(adapted.model, units, list(parameters))
-        operator = CURVATURES[curvature](adapted.model, adapted.loss_fn, adapted.batches, prunable=list(parameters))
+        operator = curvature_operator(adapted, curvature, list(parameters))
         step, masks = path.displacement(sparsity), path.masks(sparsity)
         curved = operator @ step
         flat = step.double() * (operator.gradient.double() + curved.double() / 2)
-    parts = dict(zip(parameters, flat.split([p.numel() for p in parameters.values()]), strict=True))
-    removed = [float(torch.cat([1 - masks[name].reshape(-1) for name in names]).mean()) for names in groups.values()]
-    return removed, [sum(float(parts[name].sum()) for name in names) for names in groups.values()]
+        parts = flat.split([own_shard(p).numel() for p in parameters.values()])
+        gone = [(own_shard(masks[name]) == 0).sum() for name in parameters]
+        sums = torch.stack([torch.stack(gone).to(flat), torch.stack([part.sum() for part in parts])])
+        if is_sharded(adapted.model):
+            add_up(sums)
+    removed, rise = (dict(zip(parameters, row, strict=True)) for row in sums.tolist())
+    sizes = [sum(parameters[name].numel() for name in names) for names in groups.values()]
+    counts = (sum(removed[name] for name in names) for names in groups.values())
+    shares = [count / size for count, size in zip(counts, sizes, strict=True)]
+    return shares, [sum(rise[name] for name in names) for names in groups.values()]
 
 
 #: Reasons of :func:`left_out`, and the words for them.

@@ -12,6 +12,7 @@ the one root of
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,11 @@ CURVE_POINTS = 1000
 
 #: Examples per batch in the default epsilon, as released.
 EPSILON_BATCH = 128
+
+#: Fewer batches leave the default epsilon uncertain by more than a quarter.
+FEW_BATCHES = 9
+
+_log = logging.getLogger("prunelimit")
 
 Dimension = Callable[[np.ndarray], np.ndarray]
 
@@ -293,6 +299,16 @@ def default_epsilon(model: nn.Module, loss_fn: LossFunction, batches: Batches) -
         raise PruneLimitError(
             "epsilon=None needs at least two batches of 128 examples with different losses: give epsilon."
         )
+    if len(losses) < FEW_BATCHES:
+        # The relative standard error of a standard deviation from n normal numbers.
+        error = 1 / math.sqrt(2 * (len(losses) - 1))
+        _log.warning(
+            "epsilon=%.3g is the spread of %d batches only, uncertain by %.0f %% and dependent on the order of the data: "
+            "give epsilon.",
+            epsilon,
+            len(losses),
+            100 * error,
+        )
     return epsilon
 
 
@@ -321,8 +337,7 @@ def formula_limit(
     Raises:
         PruneLimitError: If epsilon is not positive or ``bounds`` is unknown.
     """
-    check_epsilon(epsilon)
-
+    epsilon = check_epsilon(epsilon)
     sides = [formula_side(found, which, epsilon, bounds) for which in range(3)]
     value = solve_limit(distance, sides[0])
     interval = (solve_limit(distance, sides[2]), solve_limit(distance, sides[1]))
@@ -387,13 +402,17 @@ def check_epsilon(epsilon: float) -> float:
         epsilon: Tolerated rise of the loss.
 
     Returns:
-        The same number.
+        The same number as a float.
 
     Raises:
-        PruneLimitError: If it is not positive and finite.
+        PruneLimitError: If it is not a positive, finite number.
     """
-    if not (epsilon > 0 and math.isfinite(epsilon)):
+    try:
+        value = math.nan if isinstance(epsilon, str) else float(epsilon)
+    except (TypeError, ValueError, RuntimeError):
+        value = math.nan
+    if not (value > 0 and math.isfinite(value)):
         raise PruneLimitError(
             f"epsilon={epsilon!r} must be a positive number: the tolerated rise of the training loss."
         )
-    return float(epsilon)
+    return value

@@ -180,6 +180,31 @@ def ignore_index(loss_fn: Any) -> int | None:
     return _IGNORED if loss_fn in _WITH_IGNORED else None
 
 
+def check_classes(pairs: Sequence[tuple[Any, Any]], classes: int, ignored: int | None) -> None:
+    """Refuse targets of torch's cross-entropy that are out of range, wherever they are: they would stop a GPU for good.
+
+    Args:
+        pairs: Inputs and targets of each batch.
+        classes: Number of classes that the model tells apart.
+        ignored: The target that does not count; ``None`` for another loss, where nothing is refused.
+
+    Raises:
+        PruneLimitError: If one is out of range; it names the batch.
+    """
+    if ignored is None:
+        return
+    for number, (_, targets) in enumerate(pairs):
+        value = bare(targets)
+        if not isinstance(value, Tensor) or value.is_floating_point():
+            continue
+        wrong = value[((value < 0) | (value >= classes)) & (value != ignored)]
+        if len(wrong):
+            raise PruneLimitError(
+                f"data has in batch {number} the target {int(wrong[0])}, and the model gives {classes} classes: give targets "
+                f"from 0 to {classes - 1}, or {ignored} for those that do not count."
+            )
+
+
 def classes_last(logits: Any, targets: Any, *, raw: bool) -> bool:
     """Tell whether scores are ``(..., classes)`` for integer targets ``(...)``, and not torch's ``(N, classes, ...)``.
 

@@ -29,7 +29,7 @@ def check_tolerance(tolerance: float) -> float:
     Raises:
         PruneLimitError: If it does not lie in ``[1e-9, 1)``.
     """
-    if not 1e-9 <= tolerance < 1:
+    if not isinstance(tolerance, (int, float)) or not 1e-9 <= tolerance < 1:
         raise PruneLimitError(f"tolerance={tolerance!r} must lie in [1e-9, 1): it is a width in sparsity.")
     return float(tolerance)
 
@@ -57,6 +57,9 @@ def search_limit(
     memo: Memo = no_memo,
 ) -> PruningLimit:
     """Bisect a rise of the loss for epsilon and report the bracket as the interval.
+
+    The rise need not be monotone along the path. Where it passes epsilon more than once, bisection brackets one of the
+    crossings, and not always the first.
 
     Args:
         method: Name of the method, for the report.
@@ -136,6 +139,19 @@ def directional_limit(
     return limit
 
 
+def own_shard(tensor: Tensor) -> Tensor:
+    """Return this process's part of a sharded tensor, which shares its memory; any other tensor as it is.
+
+    Args:
+        tensor: A parameter or a mask.
+
+    Returns:
+        The part, without a graph.
+    """
+    tensor = tensor.detach()
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 @torch.no_grad()
 def measured_limit(
     model: nn.Module,
@@ -151,7 +167,7 @@ def measured_limit(
     """Prune for real, evaluate for real; the weights are put back whatever happens.
 
     Args:
-        model: The network.
+        model: The network. If processes share its parameters, all of them evaluate all of the data.
         loss_fn: Maps output and targets to the batch's mean loss.
         batches: The data.
         path: The sparse points.
@@ -167,19 +183,19 @@ def measured_limit(
         PruneLimitError: If the dense loss is not finite or epsilon is not positive.
     """
     start = time.monotonic()
-    kept = {name: p.detach().clone() for name, p in parameters.items()}
+    weights = [own_shard(p) for p in parameters.values()]
+    kept = [w.clone() for w in weights]
     dense, _ = dense_loss(model, loss_fn, batches)
 
     def restore() -> None:
-        for name, p in parameters.items():
-            p.copy_(kept[name])
+        for weight, trained in zip(weights, kept, strict=True):
+            weight.copy_(trained)
 
     def rise(sparsity: float) -> float:
         restore()  # masks may look at the network, and must see the trained weights
-        step, offset = path.displacement(sparsity), 0
-        for name, p in parameters.items():
-            p.copy_(kept[name] + step[offset : offset + p.numel()].reshape(p.shape))
-            offset += p.numel()
+        step = path.displacement(sparsity).split([w.numel() for w in weights])
+        for weight, trained, part in zip(weights, kept, step, strict=True):
+            weight.copy_(trained + part.reshape(trained.shape))
         return mean_loss(model, loss_fn, batches)[0] - dense
 
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from prunelimit.curvature.distributed import is_sharded
 from prunelimit.curvature.lanczos import scrambled_seed
 from prunelimit.curvature.operator import CurvatureOperator
 from prunelimit.curvature.reduce import reduced_operator
+from prunelimit.curvature.rules import TwiceError
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.limit import PruningLimit, check_epsilon, default_epsilon, formula_limit, stretch_to_population
 from prunelimit.path_limits import check_tolerance, directional_limit, measured_limit, search_limit
@@ -29,6 +31,9 @@ from prunelimit.threads import suited_threads
 METHODS = ("formula", "cone", "cut", "directional", "refit", "measured")
 SPECTRAL = ("formula", *SUBSPACES)
 CURVATURES: dict[str, type[CurvatureOperator]] = {"hessian": HessianOperator, "ggn": GGNOperator}
+
+#: Methods for networks whose parameters are sharded over processes.
+SHARDED = ("formula", "directional", "measured")
 
 
 def predict_limit(
@@ -73,7 +78,8 @@ def predict_limit(
             fine-tuned limit; ``"measured"``, bisection on the loss itself, when you want the truth for one-shot pruning.
         steps: Curvature products per probe, for the formula, and per line of sight, for cone and cut. The certified interval shrinks faster than they grow
             and slower than their square; twice as many cost twice the time and memory.
-        probes: Random probes, for formula, cone and cut; one is enough for a million weights.
+        probes: Random probes, for formula, cone and cut; one is enough for a million weights. Several share one Krylov space,
+            from which more is known than from one each; see :func:`~prunelimit.curvature.spectrum`.
         seed: Seed of the first probe and of the sample.
         examples: Examples behind the curvature, drawn at random, for formula, cone and cut; by default all. The limit is then
             solved for half of them too, and the interval holds where the trend leads.
@@ -85,8 +91,8 @@ def predict_limit(
         tolerance: Width of the bracket in sparsity at which bisection stops.
         progress: Whether to show products done, seconds left and the present interval.
         shard_parameters: Whether the processes that torchrun started share the weights and every vector of their length, for
-            formula and directional; see :mod:`prunelimit.curvature.sharded`, also for a network that is sharded already, which
-            is noticed.
+            formula, directional and measured; see :mod:`prunelimit.curvature.sharded`, also for a network that is sharded
+            already, which is noticed.
 
     Returns:
         The limit with its interval.
@@ -103,15 +109,58 @@ def predict_limit(
         True
     """
     check_apart(loss_fn, curvature)
+    if not isinstance(model, nn.Module):
+        raise PruneLimitError(f"model={model!r} is no torch module: give an instance of nn.Module.")
+    if prunable is not None and not isinstance(prunable, str):
+        prunable = list(prunable)  # it is read more than once
     settings = Settings(
         prunable, curvature, method, steps, probes, seed, examples, low_memory, masks, tolerance, progress
     )
-    adapted = adapt(model, loss_fn, data)
-    if shard_parameters:
-        from prunelimit.curvature import sharded  # which takes seconds to import
+    with torch.inference_mode(False):
+        return predict_adapted(adapt_shared(model, loss_fn, data, shard_parameters), epsilon, settings)
 
-        adapted = dataclasses.replace(adapted, model=sharded.shard_parameters(adapted.model))
-    return predict_adapted(adapted, epsilon, settings)
+
+def adapt_shared(model: nn.Module, loss_fn: LossFunction | None, data: Any, shard_parameters: bool) -> Adapted:
+    """Let model, loss and batches fit together, and the processes share the weights if they are to.
+
+    Args:
+        model: As for :func:`predict_limit`.
+        loss_fn: As there.
+        data: As there.
+        shard_parameters: As there.
+
+    Returns:
+        What every method takes.
+    """
+    adapted = adapt(model, loss_fn, data)
+    if not shard_parameters:
+        return adapted
+    from prunelimit.curvature import sharded  # which takes seconds to import
+
+    return dataclasses.replace(adapted, model=sharded.shard_parameters(adapted.model))
+
+
+def curvature_operator(
+    adapted: Adapted, curvature: str, prunable: Sequence[str] | None, batches: Batches | None = None
+) -> CurvatureOperator:
+    """Make the operator that suits a network: for vectors, or for slices of them if processes share its parameters.
+
+    Args:
+        adapted: The network, its loss and its data.
+        curvature: A key of ``CURVATURES``.
+        prunable: Names of the prunable parameters.
+        batches: Part of the data; by default all.
+
+    Returns:
+        The operator.
+    """
+    kind = CURVATURES[curvature]
+    if is_sharded(adapted.model):
+        from prunelimit.curvature import sharded
+
+        kind = {"hessian": sharded.ShardedHessianOperator, "ggn": sharded.ShardedGGNOperator}[curvature]
+    batches = adapted.batches if batches is None else batches
+    return kind(adapted.model, adapted.loss_fn, batches, prunable=prunable)
 
 
 def check_apart(loss_fn: LossFunction | None, curvature: str) -> None:
@@ -152,6 +201,8 @@ class Settings:
         if self.curvature not in CURVATURES:
             raise unknown_name("curvature", self.curvature, CURVATURES)
         check_tolerance(self.tolerance)
+        if not isinstance(self.seed, numbers.Integral):
+            raise PruneLimitError(f"seed={self.seed!r} must be an integer.")
 
 
 def predict_adapted(adapted: Adapted, epsilon: float | None, settings: Settings) -> PruningLimit:
@@ -168,6 +219,16 @@ def predict_adapted(adapted: Adapted, epsilon: float | None, settings: Settings)
     Raises:
         PruneLimitError: If an argument cannot be used; the message names it and the fix.
     """
+    try:
+        return _predicted(adapted, epsilon, settings)
+    except TwiceError as error:
+        if "attention" in str(error) and hasattr(getattr(adapted.model, "config", None), "_attn_implementation"):
+            raise PruneLimitError(f"{error} Here, load the model with attn_implementation='eager'.") from error
+        raise
+
+
+def _predicted(adapted: Adapted, epsilon: float | None, settings: Settings) -> PruningLimit:
+    """Predict by the method of the settings."""
     start = time.monotonic()
     model, loss_fn, batches = adapted.model, adapted.loss_fn, adapted.batches
     with suited_threads(model):
@@ -180,7 +241,7 @@ def predict_adapted(adapted: Adapted, epsilon: float | None, settings: Settings)
             )
         if epsilon is None:
             epsilon = default_epsilon(model, loss_fn, batches)
-        check_epsilon(epsilon)
+        epsilon = check_epsilon(epsilon)
         if is_sharded(model):
             limit = _sharded_limit(adapted, epsilon, settings)
             limit.cost["seconds"] = time.monotonic() - start
@@ -196,30 +257,27 @@ def predict_adapted(adapted: Adapted, epsilon: float | None, settings: Settings)
             limit = _spectral_limit(adapted, list(parameters), path, epsilon, settings)
             limit.cost["seconds"] = time.monotonic() - start
         else:
-            operator = CURVATURES[settings.curvature](model, loss_fn, batches, prunable=list(parameters))
+            operator = curvature_operator(adapted, settings.curvature, list(parameters))
             solve = directional_limit if settings.method == "directional" else refit_limit
             limit = solve(operator, path, epsilon, tolerance=settings.tolerance)
     return dataclasses.replace(limit, terms=adapted.terms)
 
 
 def _sharded_limit(adapted: Adapted, epsilon: float, settings: Settings) -> PruningLimit:
-    """Solve for formula or directional where processes share the weights; no process sees all of them."""
-    if settings.method not in {"formula", "directional"} or settings.masks is not None:
+    """Solve where processes share the weights; no process sees all of them."""
+    if settings.method not in SHARDED or settings.masks is not None:
         raise PruneLimitError(
-            f"method={settings.method!r} with sharded parameters: choose 'formula' or 'directional', and leave masks= out."
+            f"method={settings.method!r} with sharded parameters: choose one of {', '.join(SHARDED)}, and leave masks= out."
         )
     from prunelimit.curvature import sharded
 
-    kinds = {"hessian": sharded.ShardedHessianOperator, "ggn": sharded.ShardedGGNOperator}
-    path = sharded.ShardedMagnitudePath(adapted.model, settings.prunable)
-
-    def operator_on(part: Batches) -> sharded.ShardedOperator:
-        return kinds[settings.curvature](adapted.model, adapted.loss_fn, part, prunable=settings.prunable)
+    # The path has what the searches ask of one: total, distance and displacement.
+    path: Any = sharded.ShardedMagnitudePath(adapted.model, settings.prunable)
 
     def solve(part: Batches) -> PruningLimit:
-        operator = operator_on(part)
+        operator = curvature_operator(adapted, settings.curvature, settings.prunable, part)
         found = sharded.sharded_spectrum(
-            operator,
+            operator,  # type: ignore[arg-type]
             steps=settings.steps,
             probes=settings.probes,
             seed=settings.seed,
@@ -232,13 +290,16 @@ def _sharded_limit(adapted: Adapted, epsilon: float, settings: Settings) -> Prun
 
     if settings.method == "formula":
         return _from_sample(solve, adapted.batches, settings)
-    operator = operator_on(adapted.batches)
+    if settings.method == "measured":
+        parameters = prunable_parameters(adapted.model, settings.prunable)
+        model, loss_fn, batches = adapted.model, adapted.loss_fn, adapted.batches
+        return measured_limit(model, loss_fn, batches, path, parameters, epsilon, tolerance=settings.tolerance)
+    operator: Any = curvature_operator(adapted, settings.curvature, settings.prunable)
 
     def rise(sparsity: float) -> float:
         return operator.expansion(path.displacement(sparsity))
 
-    # The path has what the search asks of one: total and distance.
-    limit = search_limit("directional", rise, path, epsilon, settings.tolerance, operator.examples)  # type: ignore[arg-type]
+    limit = search_limit("directional", rise, path, epsilon, settings.tolerance, operator.examples)
     limit.cost["products"] = float(operator.products)
     return limit
 
@@ -263,6 +324,7 @@ def _spectral_limit(
             seed=settings.seed,
             nullity=0 if reduced is None else reduced.nullity,
             low_memory=low_memory,
+            joint=settings.probes > 1 and not low_memory,
             progress=settings.progress,
             watch=watch,
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from torch import nn
 
-from prunelimit.adapters import Adapted, adapt
+from prunelimit.adapters import Adapted
 from prunelimit.changes import FURTHER, Change, measured_rise, needed_change
 from prunelimit.curvature.data import LossFunction
 from prunelimit.errors import PruneLimitError, unknown_name
@@ -23,9 +23,11 @@ from prunelimit.layers import (
     left_out_values,
     unit_masks,
     unit_path,
+    units_and_names,
 )
 from prunelimit.limit import PruningLimit, default_epsilon
-from prunelimit.predict import METHODS, Settings, check_apart, predict_adapted
+from prunelimit.predict import METHODS, SHARDED, Settings, adapt_shared, check_apart, predict_adapted
+from prunelimit.processes import is_sharded
 from prunelimit.pruning.magnitude import prunable_parameters
 from prunelimit.pruning.paths import PruningPath
 from prunelimit.pruning.structured import Units
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 #: Methods of a report, unless told otherwise.
 USUAL = ("formula", "directional", "refit", "measured")
+
+#: A fall of the measured loss between two cuts, in parts of epsilon, from which on it does not count as rising steadily.
+FALL = 0.2
 
 #: What each method says, for readers who have not read the book.
 MEANING = {
@@ -59,6 +64,7 @@ class Report:
         left_out: Parameters that do not count as prunable, and why; see :func:`~prunelimit.layers.left_out`.
         epsilon: Tolerated rise of the training loss, in nats.
         seconds: Time that the whole report took.
+        skipped: Methods that were asked for and cannot be had, and why.
     """
 
     name: str
@@ -68,6 +74,7 @@ class Report:
     left_out: pd.DataFrame
     epsilon: float
     seconds: float
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -110,6 +117,7 @@ class Report:
             lines.append(
                 f"One cut by magnitude can remove {self.limits['measured'].sparsity:.1%} of the weights: measured."
             )
+            lines += self._about_falls()
         if self.gain is not None:
             gained = f"gain {self.gain:.1%} of the weights" if self.gain > 0 else "gain nothing"
             lines.append(f"Letting the kept weights move would {gained}, by refitting on the same data.")
@@ -117,6 +125,7 @@ class Report:
         if wide:
             lines.append(f"Not resolved: {', '.join(wide)}; more steps or probes narrow the interval.")
         lines += self._about_layers()
+        lines += [f"Left out: {name}, {why}." for name, why in self.skipped.items()]
         lines += [line for change in self.changes for line in change.sentences(self.epsilon)]
         left = left_out_line(self.left_out, self.total)
         return [*lines, left] if left else lines
@@ -124,6 +133,20 @@ class Report:
     def describe(self) -> str:
         """Return the findings as Markdown, a point each."""
         return "\n".join(f"- {line}" for line in self.findings())
+
+    def _about_falls(self) -> list[str]:
+        """Say where a cut that takes more raises the loss less, so that it may reach epsilon more than once."""
+        curve = self.limits["measured"].curve.sort_values("sparsity")
+        falls = -curve.rise.diff()
+        if not falls.max() > FALL * self.epsilon:
+            return []
+        place = int(falls.argmax())
+        before, after = curve.iloc[place - 1], curve.iloc[place]
+        return [
+            f"The loss does not rise steadily along the cut ({before.rise:+.3g} nats at {before.sparsity:.1%}, {after.rise:+.3g} at "
+            f"{after.sparsity:.1%}): it may reach what is tolerated more than once, and the measured limit is the place that "
+            "bisection came to."
+        ]
 
     def _about_layers(self) -> list[str]:
         """Name the layers that take more of the rise than of the removed weights."""
@@ -164,6 +187,7 @@ class Report:
             "layers": None if self.layers is None else self.layers.to_dict(),
             "changes": [change.to_dict() for change in self.changes],
             "left_out": left_out_values(self.left_out),
+            "skipped": self.skipped,
             "findings": self.findings(),
             "products": self.products,
             "seconds": self.seconds,
@@ -207,6 +231,7 @@ def limit_report(
     low_memory: bool = False,
     name: str = "",
     progress: Callable[[str], None] | None = None,
+    shard_parameters: bool = False,
 ) -> Report:
     """Predict and measure how far a network can be pruned, by several methods, layer by layer, and what holds it back.
 
@@ -229,6 +254,8 @@ def limit_report(
         low_memory: As there.
         name: What to call the network; by default its class.
         progress: Called with the name of each part before it begins.
+        shard_parameters: As for :func:`~prunelimit.predict_limit`, also for a network that is sharded already. All processes make
+            the report, without units, and without the methods that need whole vectors in one process.
 
     Returns:
         The report.
@@ -239,11 +266,9 @@ def limit_report(
     _check(methods, targets)
     check_apart(loss_fn, curvature)
     start, tell = time.monotonic(), progress or (lambda part: None)
-    if prunable is None and groups is not None:
-        prunable = [parameter for group in groups.values() for parameter in group]
-    elif prunable is None and isinstance(units, Mapping):
-        prunable = list(units)
-    adapted = adapt(model, loss_fn, data)
+    adapted = adapt_shared(model, loss_fn, data, shard_parameters)
+    methods, skipped = _possible(methods, sharded=is_sharded(adapted.model))
+    units, prunable = units_and_names(adapted.model, units, prunable, groups)
     masks = unit_masks(adapted.model, units, list(prunable_parameters(adapted.model, prunable)))
     settings = Settings(
         prunable, curvature, methods[0], steps, probes, seed, low_memory=low_memory, masks=masks, progress=False
@@ -265,8 +290,8 @@ def limit_report(
         tell("changes")
         path = unit_path(adapted.model, units, prunable)
         changes = tuple(_changes(adapted, limits["formula"], path, epsilon, targets))
-    aside = left_out(adapted.model, prunable)
-    return Report(name or type(model).__name__, limits, by_layer, changes, aside, epsilon, time.monotonic() - start)
+    aside, name, seconds = left_out(adapted.model, prunable), name or type(model).__name__, time.monotonic() - start
+    return Report(name, limits, by_layer, changes, aside, epsilon, seconds, skipped)
 
 
 def _check(methods: Sequence[str], targets: Sequence[float]) -> None:
@@ -281,6 +306,18 @@ def _check(methods: Sequence[str], targets: Sequence[float]) -> None:
             raise PruneLimitError(f"targets has {target!r}: a target is a fraction of weights to remove, in (0, 1).")
     if targets and "formula" not in methods:
         raise PruneLimitError("targets needs the formula, which says what they take: name it in methods.")
+
+
+def _possible(methods: Sequence[str], *, sharded: bool) -> tuple[list[str], dict[str, str]]:
+    """Tell the methods that a network allows from those that it does not, with the reason."""
+    skipped = {}
+    if sharded:
+        why = "which needs whole vectors in one process, and the parameters are sharded"
+        skipped = {method: why for method in methods if method not in SHARDED}
+    possible = [method for method in methods if method not in skipped]
+    if not possible:
+        raise PruneLimitError(f"methods={list(methods)} with sharded parameters: name one of {', '.join(SHARDED)}.")
+    return possible, skipped
 
 
 def _changes(

@@ -23,6 +23,7 @@ from prunelimit import (
     train,
 )
 from prunelimit.curvature import HessianOperator, spectrum
+from prunelimit.limit import check_epsilon
 from prunelimit.models import mlp
 
 INPUTS = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
@@ -72,6 +73,18 @@ def flat_masks(sparsity: float) -> dict[str, Tensor]:
     return {"1.weight": torch.ones(20), "3.weight": torch.ones(15)}
 
 
+def none_masks(sparsity: float) -> None:
+    return None
+
+
+def half_masks(sparsity: float) -> dict[str, Tensor]:
+    return {"1.weight": torch.full((5, 4), 0.5), "3.weight": torch.full((3, 5), 0.5)}
+
+
+def complex_loss(output: Tensor, targets: Tensor) -> Tensor:
+    return output.abs().square().mean()
+
+
 #: What is wrong, what to call, and what the message must say.
 CASES: dict[str, tuple[Callable[[], object], str]] = {
     "no batches": (lambda: predict(data=[]), r"^data is empty"),
@@ -112,6 +125,9 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "epsilon negative": (lambda: predict(epsilon=-1.0, method="measured"), r"^epsilon=-1.0"),
     "epsilon NaN": (lambda: predict(epsilon=float("nan"), method="directional"), r"^epsilon=nan"),
     "epsilon infinite": (lambda: predict(epsilon=float("inf")), r"^epsilon=inf"),
+    # Once wrong: Python's own TypeError.
+    "epsilon a string": (lambda: check_epsilon("0.1"), r"^epsilon='0.1'"),  # type: ignore[arg-type]
+    "epsilon a list": (lambda: check_epsilon([0.1]), r"^epsilon=\[0.1\]"),  # type: ignore[arg-type]
     "epsilon unknown and data few": (
         lambda: predict(epsilon=None, data=(INPUTS[:9], TARGETS[:9])),
         r"^epsilon=None.*give epsilon",
@@ -124,6 +140,17 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "mask missing": (lambda: predict(masks=one_mask), r"^masks\(.*'3.weight'"),
     # Once wrong: torch's own RuntimeError.
     "mask of another shape": (lambda: predict(masks=flat_masks, method="measured"), r"^masks"),
+    # Once wrong: a TypeError, and a limit of what no mask can do.
+    "masks that are no function": (lambda: predict(masks={"1.weight": torch.ones(5, 4)}), r"^masks=dict"),
+    "masks that return nothing": (lambda: predict(masks=none_masks), r"^masks\(.*NoneType"),
+    "masks between 0 and 1": (lambda: predict(masks=half_masks), r"^masks\(.*0 and 1"),
+    # Once wrong: the letter 1 was the unknown name.
+    "prunable a string": (lambda: predict(prunable="1.weight"), r"^prunable='1.weight' is one string"),
+    # Once wrong: torch's RuntimeError about the complex quadratic form.
+    "complex weights": (
+        lambda: predict(nn.Linear(4, 3, dtype=torch.complex64), complex_loss, (INPUTS.cfloat(), TARGETS)),
+        r"^prunable='weight' is complex",
+    ),
     "unknown mask": (lambda: apply_masks(mlp([4, 3]), {"1.wait": torch.ones(1)}), r"^masks='1.wait'.*Did you mean"),
     "unknown rule": (
         lambda: HessianOperator(mlp([4, 3]), functional.cross_entropy, (INPUTS, TARGETS), rule="retain"),

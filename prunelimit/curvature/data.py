@@ -173,8 +173,13 @@ def joined(batches: Batches) -> tuple[Any, Tensor] | None:
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module of a network into evaluation mode, and back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    try:
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+    except (AttributeError, NotImplementedError) as error:  # frozen TorchScript, exported programs
+        raise PruneLimitError(
+            f"model={type(model).__name__} has no evaluation mode: give the module that it was made from."
+        ) from error
     try:
         yield
     finally:
@@ -197,6 +202,8 @@ def scalar_loss(loss_fn: LossFunction, output: Any, targets: Tensor) -> Tensor:
         PruneLimitError: If it has any.
     """
     loss = loss_fn(output, bare(targets))
+    if not isinstance(loss, Tensor):
+        raise PruneLimitError(f"loss_fn returned {type(loss).__name__}: return the mean loss, a scalar tensor.")
     if loss.ndim:
         raise PruneLimitError(f"loss_fn returned shape {tuple(loss.shape)}: return the mean loss, a scalar.")
     return loss

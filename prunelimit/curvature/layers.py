@@ -1,9 +1,10 @@
-"""Convolutions and batch normalisation that are cheap to differentiate twice.
+"""Convolutions and batch normalisation that are cheap to differentiate twice, and an activation that torch cannot.
 
 PyTorch differentiates the backward pass of a convolution by convolutions with the batch in the place of the channels and kernels
 as large as an image, which no fast routine was written for. The three products of a convolution (forwards, backwards by the
 input, backwards by the weight) are linear in each of their arguments, so that their derivatives are the same three products of
-other tensors. Batch normalisation in evaluation mode is a multiplication and an addition per channel, and is written as such.
+other tensors. Batch normalisation in evaluation mode is a multiplication and an addition per channel, and is written as such. Torch's
+hard sigmoid, which MobileNetV3 is full of, has no second derivative; what it is made of has.
 """
 
 from __future__ import annotations
@@ -121,11 +122,17 @@ def _normalise(
     return torch.addcmul(shift.view(shape), inputs, scale.view(shape))
 
 
+def _hard_sigmoid(inputs: Tensor, inplace: bool = False) -> Tensor:
+    """Map as ``functional.hardsigmoid`` does."""
+    return functional.relu6(inputs + 3) / 6
+
+
 _CHEAPER: dict[Any, Callable[..., Tensor | None]] = {
     torch.conv1d: _convolve,
     torch.conv2d: _convolve,
     torch.conv3d: _convolve,
     functional.batch_norm: _normalise,
+    functional.hardsigmoid: _hard_sigmoid,
 }
 
 

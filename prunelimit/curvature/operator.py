@@ -284,7 +284,7 @@ class CurvatureOperator:
         columns, targets = [self._cut(row) for row in rows], [self._cut(row) for row in result]
         gradient = None if known else torch.zeros(self.width, dtype=self.dtype, device=self.device)
         slope = [] if gradient is None else self._cut(gradient)
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        loss, touched = torch.zeros((), dtype=torch.float64, device=self.device), known or not self._source
         with nullcontext() if kept is not None else self._network.ready():
             engine = self._ready_engine()
             self._held = []
@@ -297,7 +297,9 @@ class CurvatureOperator:
                     if number == 0:
                         engine.check(state)
                     loss += share * state.loss
-                    _add(slope, state.gradients, share)
+                    parts = state.gradients
+                    touched = touched or any(part is not None for part in parts)
+                    _add(slope, parts, share)
                 if self._keep and kept is None:
                     self._held.append((share, state))
                 for k, (column, target) in enumerate(zip(columns, targets, strict=True)):
@@ -308,6 +310,11 @@ class CurvatureOperator:
             # One look at the end instead of one per batch, which would stop a GPU each time.
             if not math.isfinite(loss):
                 raise PruneLimitError(f"loss_fn returned {loss.item()}: check the data and the weights for NaN.")
+            if not touched:
+                raise PruneLimitError(
+                    "the loss does not depend on the prunable weights: a forward pass or loss_fn without gradients (no_grad, "
+                    "detach, argmax, reentrant checkpointing) has no curvature; mend it, or choose method='measured'."
+                )
             self._loss, self._gradient = float(loss), gradient
         if self._keep:
             self._kept = self._held if kept is None else kept

@@ -226,8 +226,8 @@ class GaussNewtonRule:
             output = self.network.output(inputs)
             if not isinstance(output, Tensor):
                 raise PruneLimitError(
-                    f"model returned {type(output).__name__}: the Gauss-Newton matrix needs one tensor, "
-                    "or use HessianOperator."
+                    f"model returned {type(output).__name__}: the Gauss-Newton matrix needs one tensor; return one, or use "
+                    "curvature='hessian' (HessianOperator)."
                 )
             leaf = output.detach().requires_grad_()
             loss = self.network.loss(leaf, targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from prunelimit.errors import PruneLimitError, unknown_name
@@ -27,12 +28,27 @@ def prunable_names(model: nn.Module) -> list[str]:
         once, a frozen one not at all.
 
     Raises:
-        PruneLimitError: If the model has none.
+        PruneLimitError: If the model has none, or computes a layer's weight from other parameters, as masks of
+            ``torch.nn.utils.prune`` and parametrisations do: left out in silence, it would be missing from the total.
     """
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    weights = {id(m.weight) for m in model.modules() if isinstance(m, kinds) or _full_name(m) in LINEAR_ELSEWHERE}
+    weights = set()
+    for name, module in model.named_modules():
+        if isinstance(module, kinds) or _full_name(module) in LINEAR_ELSEWHERE:
+            own = module._parameters.get("weight")  # module.weight would compute it, and move spectral norm's buffers
+            if own is not None:
+                weights.add(id(own))
+            elif any(p.requires_grad for part, p in module.named_parameters() if part != "bias"):
+                raise PruneLimitError(
+                    f"model computes the weight of {name or type(module).__name__!r} from other parameters: make it one again, by "
+                    "torch.nn.utils.prune.remove or parametrize.remove_parametrizations, or name others with prunable=[...]."
+                )
     names = [name for name, p in model.named_parameters() if id(p) in weights and p.requires_grad]
     if not names:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise PruneLimitError(
+                "model is TorchScript, which hides its layers: give the module that it was made from."
+            )
         raise PruneLimitError(
             f"model={type(model).__name__} has no prunable weights: it needs a linear or convolution layer whose weight "
             "has requires_grad=True, or name the parameters with prunable=[...]."

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from prunelimit.pruning.export import load_sparse, save_sparse
+from prunelimit.pruning.heads import head_units
 from prunelimit.pruning.magnitude import MagnitudePath, apply_masks, export_pruning, magnitude_masks
 from prunelimit.pruning.structured import UnitOrder, structured_masks
 
@@ -32,6 +33,7 @@ __all__ = [
     "WandaOrder",
     "apply_masks",
     "export_pruning",
+    "head_units",
     "is_semistructured",
     "load_sparse",
     "magnitude_masks",

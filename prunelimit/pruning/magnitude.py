@@ -48,21 +48,29 @@ def prunable_parameters(model: nn.Module, prunable: Sequence[str] | None = None)
 
     Args:
         model: Any torch module.
-        prunable: Names of parameters; by default the weights of linear and convolution layers.
+        prunable: Names of parameters; by default the weights of linear and convolution layers. A tied one goes by any of
+            its names.
 
     Returns:
-        The parameters, in the model's order.
+        The parameters by their first names, in the model's order.
 
     Raises:
-        PruneLimitError: If a name is unknown, a parameter is frozen or a weight is not finite.
+        PruneLimitError: If a name is unknown, a parameter is frozen or complex, or a weight is not finite.
     """
+    if isinstance(prunable, str):
+        raise PruneLimitError(f"prunable={prunable!r} is one string: give a list of names, [{prunable!r}].")
     named = dict(model.named_parameters())
-    chosen = set(prunable_names(model) if prunable is None else prunable)
+    first = {id(p): name for name, p in named.items()}
+    tied = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    wanted = prunable_names(model) if prunable is None else prunable
+    chosen = dict.fromkeys(tied.get(name, name) for name in wanted)  # in order: the first bad name is named
     for name in chosen:
         if name not in named:
             raise unknown_name("prunable", name, named)
         if not named[name].requires_grad:
             raise PruneLimitError(f"prunable={name!r} is frozen: set requires_grad=True or leave it out.")
+        if named[name].is_complex():
+            raise PruneLimitError(f"prunable={name!r} is complex: the limit is that of real weights, so leave it out.")
         if not bool(torch.isfinite(named[name]).all()):
             raise PruneLimitError(f"model has NaN or infinite weights in {name!r}: load finite weights before pruning.")
     if not chosen:

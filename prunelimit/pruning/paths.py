@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -21,11 +21,18 @@ class MaskPath:
         parameters: The parameters themselves.
         masks: Maps a sparsity to masks.
         points: Number of equally spaced sparsities at which the distance is taken.
+
+    Raises:
+        PruneLimitError: If ``masks`` is no function, or what it returns cannot be used.
     """
 
     def __init__(
         self, names: list[str], parameters: list[nn.Parameter], masks: Callable[[float], Masks], points: int = 200
     ) -> None:
+        if not callable(masks):
+            raise PruneLimitError(
+                f"masks={type(masks).__name__} is not a function: give one that maps a sparsity to masks."
+            )
         # Copies, because measuring prunes the network itself along the way.
         self._weights, self._names, self._masks = [p.detach().clone() for p in parameters], names, masks
         self.total = sum(w.numel() for w in self._weights)
@@ -44,9 +51,13 @@ class MaskPath:
             Parameter name to a 0-1 tensor of its shape.
 
         Raises:
-            PruneLimitError: If a mask is missing or has another shape.
+            PruneLimitError: If a mask is missing, has another shape or other values than 0 and 1.
         """
         masks = self._masks(sparsity)
+        if not isinstance(masks, Mapping):
+            raise PruneLimitError(
+                f"masks({sparsity}) returned {type(masks).__name__}: return a dictionary, parameter name to mask."
+            )
         missing = set(self._names) - set(masks)
         if missing:
             raise PruneLimitError(
@@ -57,6 +68,8 @@ class MaskPath:
                 raise PruneLimitError(
                     f"masks({sparsity})[{name!r}] has shape {tuple(masks[name].shape)}: give it {tuple(weight.shape)}."
                 )
+            if not bool(((masks[name] == 0) | (masks[name] == 1)).all()):
+                raise PruneLimitError(f"masks({sparsity})[{name!r}] has other values than 0 and 1: threshold it first.")
         return masks
 
     def displacement(self, sparsity: float) -> Tensor:

@@ -4,7 +4,8 @@ What counts: a unit is a set of prunable weights, and every prunable weight belo
 of their root mean square, the smallest first, so that large and small units can be compared. A sparsity s removes the fewest
 units that hold at least ceil(s D) of the D prunable weights: never less than was asked for, and more by less than one unit.
 An output channel is a unit by the weights that lead to it. Its bias, its normalisation and what the next layer reads from it
-are neither masked nor counted, as everywhere in this library.
+are neither masked nor counted, as everywhere in this library. A head of attention is a unit by the weights of
+:func:`~prunelimit.pruning.heads.head_units`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.models.parameters import output_dimension
+from prunelimit.pruning.heads import head_units
 from prunelimit.pruning.magnitude import Masks, check_sparsity, prunable_parameters, removed_count
 
-#: Kinds of units that have a name.
-UNITS = ("channel", "input")
+#: Kinds of units that have a name, in the singular; the plural means the same.
+UNITS = ("channel", "input", "head")
 
 Units = str | Mapping[str, Tensor]
 
@@ -30,14 +32,16 @@ class UnitOrder:
     Args:
         model: The network; its weights are read once, here.
         unit: ``"channel"``: the weights that lead to one output of a layer, the rows of a linear layer; ``"input"``: those
-            that read one input of a layer; or parameter name to integers that broadcast to the parameter's shape, where
-            weights with equal numbers, of whatever parameters, form a unit. The heads of attention with ``h`` heads of size
-            ``d``, for example, are ``torch.arange(h).repeat_interleave(d)[:, None]`` for the rows of the query, key and value
-            weights, and the same with ``[None, :]`` for the columns of the output weights.
-        prunable: Names of the prunable parameters; by default those of ``unit``, or the weights of linear and
-            convolution layers.
+            that read one input of a layer; ``"head"``: the heads of attention, see :mod:`~prunelimit.pruning.heads`; or
+            parameter name to integers that broadcast to the parameter's shape, where weights with equal numbers, of
+            whatever parameters, form a unit. ``h`` heads of size ``d``, for example, are
+            ``torch.arange(h).repeat_interleave(d)[:, None]`` for the rows of the query, key and value weights, and the same with
+            ``[None, :]`` for the columns of the output weights.
+        prunable: Names of the prunable parameters; by default those of ``unit``, for heads all weights of attention, else the
+            weights of linear and convolution layers.
 
     Attributes:
+        names: The prunable parameters, in the model's order.
         total: Number of prunable weights, D.
         sizes: ``(units,)`` weights of each unit, in the order in which they leave.
 
@@ -54,14 +58,14 @@ class UnitOrder:
     """
 
     def __init__(self, model: nn.Module, unit: Units = "channel", prunable: Sequence[str] | None = None) -> None:
+        unit = named_units(model, unit, prunable)
         if isinstance(unit, Mapping):
             parameters = prunable_parameters(model, list(unit) if prunable is None else prunable)
             self._units = _numbered(unit, parameters)
         else:
-            if unit not in UNITS:
-                raise unknown_name("unit", unit, UNITS)
             parameters = prunable_parameters(model, prunable)
             self._units = _layer_units(model, parameters, inputs=unit == "input")
+        self.names = list(parameters)
         self._like = {name: p.detach() for name, p in parameters.items()}
         flat = torch.cat([units.reshape(-1) for units in self._units.values()])
         weights = torch.cat([p.detach().reshape(-1).double().to(flat.device) for p in parameters.values()])
@@ -94,8 +98,8 @@ def structured_masks(
 ) -> Masks:
     """Find the masks of one cut that removes whole units by their root mean square.
 
-    In ``predict_limit``, ``masks=UnitOrder(model, unit).masks`` sorts once for all sparsities; with numbered units, give
-    ``prunable=list(unit)`` as well.
+    In ``predict_limit``, ``masks=order.masks`` with ``order = UnitOrder(model, unit)`` sorts once for all sparsities; with heads
+    or numbered units, give ``prunable=order.names`` as well.
 
     Args:
         model: Any torch module.
@@ -111,6 +115,28 @@ def structured_masks(
     """
     check_sparsity(sparsity)
     return UnitOrder(model, unit, prunable).masks(sparsity)
+
+
+def named_units(model: nn.Module, unit: Units, prunable: Sequence[str] | None = None) -> Units:
+    """Look units up by their name; those of which not every prunable weight is a part are numbered.
+
+    Args:
+        model: Any torch module.
+        unit: As for :class:`UnitOrder`.
+        prunable: Names of the prunable parameters, which are numbered; by default those of the units.
+
+    Returns:
+        ``"channel"``, ``"input"``, or parameter name to integers.
+
+    Raises:
+        PruneLimitError: If the name is unknown, or the network has no such units.
+    """
+    if isinstance(unit, Mapping):
+        return unit
+    name = unit.removesuffix("s")
+    if name not in UNITS:
+        raise unknown_name("unit", unit, UNITS)
+    return head_units(model, prunable) if name == "head" else name
 
 
 def _layer_units(model: nn.Module, parameters: dict[str, nn.Parameter], *, inputs: bool) -> dict[str, Tensor]:

@@ -117,6 +117,14 @@ def test_status_shows_every_task(call):
     assert all(name in done.stdout for name in ("fc5-cifar10", "fc12-cifar10", "resnet20-cifar10", "learning-rate"))
 
 
+def test_data_prints_its_folder_in_one_piece(call, tmp_path):
+    # Once wrong: as the title of a table it was broken in the middle of a name.
+    folder = tmp_path / "a-folder-with-a-name-that-is-longer-than-the-table-below-it"
+    done = call("data", PRUNELIMIT_DATA=str(folder))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"data folder: {folder}"
+
+
 def test_doctor_finds_nothing_wrong(call):
     done = call("doctor")
     assert done.returncode == 0, done.stderr
@@ -150,6 +158,7 @@ def test_doctor_reports_a_damaged_record(tmp_path, call):
         (("run", "fc5-cifar10", "--profile", "papers"), "Did you mean 'paper'"),
         (("run", "fc5-cifar10", "--seeds", "0"), "seeds=0 must be at least 1"),
         (("run", "fc5-cifar10", "--time-budget", "-5"), "time_budget=-5.0 must be positive"),
+        (("run", "fc5-cifar10", "--threads", "-1"), "threads=-1 must be positive"),
         (("run", "fc5-cifar10", "--device", "cuda:9"), "device='cuda:9' is not available"),
         (("rows", "fc5-cifar"), "Did you mean 'fc5-cifar10'"),
         (("rows", "fc5-cifar10", "--profile", "labtop"), "Did you mean 'laptop'"),

@@ -230,6 +230,8 @@ def test_units_by_a_function(call: Callable[..., tuple]) -> None:
     words = (*ATTENTIVE, "--units", "mine_of_a_user:heads", "--json")
     found = json.loads(call(*words, "--method", "measured")[1])
     assert found["total"] == 48 + 16
+    named = json.loads(call(*ATTENTIVE, "--units", "heads", "--json", "--method", "measured")[1])
+    assert (named["total"], named["sparsity"]) == (found["total"], found["sparsity"])
     report = json.loads(call(*words, "--report", "r.html", "--methods", "measured")[1])
     assert report["limits"]["measured"]["sparsity"] == found["sparsity"]
     assert [row["layer"] for row in report["layers"]["layers"]] == ["mix.in_proj_weight", "mix.out_proj.weight"]
@@ -307,6 +309,9 @@ def test_status_tells_whether_the_limit_is_high_enough(call: Callable[..., tuple
         ((*OWN, "--prunable", ""), "names no parameter"),
         ((*OWN, "--prunable", "*.bias"), "prunable='*.bias' is unknown"),
         ((*OWN, "--units", "chanel"), "Did you mean 'channel'"),
+        ((*OWN, "--units", "heads"), "has no attention whose weights are called"),
+        ((*OWN, "--shard-parameters"), "needs processes: start them with torchrun"),
+        ((*OWN, "--shard-parameters", "--method", "cut"), "choose one of formula, directional, measured"),
         ((*OWN, "--units", "mine_of_a_user:nothing"), "gave a NoneType: let it map"),
         ((*OWN, "--units", "mine_of_a_user:heads"), "' is unknown"),
         ((*OWN, "--model", "mine_of_a_user:failing"), "fails, with ZeroDivisionError (division by zero)"),

@@ -132,3 +132,20 @@ def test_a_third_derivative_is_right_too() -> None:
         return slopes[0].sum() + slopes[1].sum()
 
     assert torch.autograd.gradgradcheck(function, (inputs, weight))
+
+
+def test_hard_sigmoid_has_a_second_derivative() -> None:
+    """Torch's own has none; values and gradients are the same, and it is piecewise linear."""
+    inputs = torch.linspace(-4, 4, 33, dtype=torch.float64).requires_grad_()
+    with pytest.raises(RuntimeError, match="hardsigmoid_backward"):
+        derivatives(lambda: functional.hardsigmoid(inputs), [inputs])
+    with CheapSecondDerivatives():
+        value, first, second = derivatives(lambda: nn.Hardsigmoid()(inputs), [inputs])
+    plain = functional.hardsigmoid(inputs)
+    (slope,) = torch.autograd.grad(plain.sum(), inputs)
+    torch.testing.assert_close(value, plain)
+    goal = torch.randn(33, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    torch.testing.assert_close(first, goal * (1 - plain.tanh() ** 2) * slope)
+    move = torch.randn(33, generator=torch.Generator().manual_seed(0)).to(first)
+    curve = -2 * plain.tanh() * (1 - plain.tanh() ** 2)
+    torch.testing.assert_close(second, goal * curve * slope**2 * move)

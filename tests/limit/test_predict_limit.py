@@ -413,3 +413,19 @@ def test_directional_limit_takes_a_gradient_of_more_data(
         step = path.displacement(sparsity)
         assert rise == pytest.approx(float(slope @ step + step @ (curved @ step) / 2), rel=1e-4, abs=1e-6)
     assert limit.examples == 200
+
+
+@pytest.mark.parametrize(("rows", "said"), [(300, "2 batches only, uncertain by 71 %"), (1300, "")])
+def test_default_epsilon_from_few_batches_is_called_uncertain(
+    digits_model: nn.Module,
+    digits_data: tuple[Tensor, Tensor],
+    rows: int,
+    said: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Once in silence: on 300 examples in another order epsilon, the deviation of two numbers, was a hundred times another.
+    inputs, targets = (torch.cat([part] * 3)[:rows] for part in digits_data)
+    assert len(targets) == rows
+    default_epsilon(digits_model, functional.cross_entropy, [(inputs, targets)])
+    assert said in caplog.text
+    assert bool(caplog.text) is bool(said)

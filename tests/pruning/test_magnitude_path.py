@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prunelimit.errors import PruneLimitError
 from prunelimit.models import mlp
 from prunelimit.pruning import MagnitudePath, apply_masks, magnitude_masks
-from prunelimit.pruning.magnitude import removed_count
+from prunelimit.pruning.magnitude import prunable_parameters, removed_count
 
 sparsities = st.floats(0, 1, exclude_max=True)
 
@@ -181,3 +181,19 @@ def test_weight_that_is_not_finite_is_refused_by_name(bad: float) -> None:
         model[3].weight[0, 0] = bad
     with pytest.raises(PruneLimitError, match=r"'3\.weight'"):
         magnitude_masks(model, 0.5)
+
+
+def test_tied_parameter_goes_by_any_of_its_names() -> None:
+    # Once wrong: only the first name was known, and the error proposed another layer.
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5))
+    model[1].weight = model[0].weight
+    assert list(prunable_parameters(model, ["1.weight"])) == ["0.weight"]
+    assert list(prunable_parameters(model, ["1.weight", "0.weight"])) == ["0.weight"]
+
+
+def test_first_bad_name_is_the_one_that_is_named() -> None:
+    model, names = mlp([2, 2, 2]), [f"no{number}.weight" for number in range(8)]
+    for shift in range(8):
+        chosen = ["1.weight", *names[shift:], *names[:shift]]
+        with pytest.raises(PruneLimitError, match=rf"^prunable='{names[shift]}' is unknown"):
+            prunable_parameters(model, chosen)

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from torch import Tensor, nn
 from torch.nn import functional
@@ -332,6 +333,21 @@ def test_figure_marks_every_limit(report: Report) -> None:
     assert dots == [limit.sparsity for limit in report.limits.values()]
     assert report.layers is not None
     assert [bar.get_width() for bar in right.patches] == list(report.layers.table.sparsity)
+
+
+@pytest.mark.parametrize(
+    ("rises", "said"), [([-0.01, 0.01, 0.03], False), ([0.015, 0.012, 0.03], False), ([0.015, 0.004, 0.03], True)]
+)
+def test_a_loss_that_falls_on_the_way_is_noted(report: Report, rises: list[float], said: bool) -> None:
+    """Bisection finds one crossing; where the loss falls again by a fifth of epsilon there may be another."""
+    curve = pd.DataFrame({"sparsity": [0.5, 0.25, 0.75], "radius": 1.0, "rise": [rises[1], rises[0], rises[2]]})
+    measured = dataclasses.replace(report.limits["measured"], curve=curve)
+    one = dataclasses.replace(report, limits={"measured": measured})
+    found = [line for line in one.findings() if "does not rise steadily" in line]
+    assert len(found) == said
+    if said:
+        assert "(+0.015 nats at 25.0%, +0.004 at 50.0%)" in found[0]
+        assert found[0] in one.to_html()
 
 
 def test_small_report(trained_digits: nn.Module, digits_data: Data) -> None:

@@ -202,7 +202,9 @@ def over_seeds(frame: pd.DataFrame, formats: Mapping[str, tuple[str, str]]) -> p
         there = values.dropna()
         if there.empty:
             return "—"
-        return form.format(there.mean()) + (f" ± {form.format(there.std(ddof=1))}" if there.std() > 0 else "")
+        mean, deviation = there.mean(), there.std(ddof=1)
+        # Equal values have a deviation too, of their sum's rounding.
+        return form.format(mean) + (f" ± {form.format(deviation)}" if deviation > 1e-12 * abs(mean) else "")
 
     rows = [
         {"network, data, profile": title, "seeds": ", ".join(map(str, part.seed))}

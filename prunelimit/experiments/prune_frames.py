@@ -21,7 +21,7 @@ from prunelimit.training import TrainSpec
 COLUMNS = (
     *("comparison", "title", "profile", "row", "method", "sparsity", "seed", "kept", "total"),
     *("test_accuracy", "test_loss", "train_loss", "dense_accuracy", "dense_epochs", "pruner_epochs", "seconds"),
-    *("device", "torch", "commit"),
+    *("device", "torch", "commit", "record"),
 )
 
 
@@ -96,6 +96,8 @@ def _recorded(one: Comparison, profile: str, seed: int) -> list[dict[str, Any]]:
             "device": record["provenance"]["device"],
             "torch": record["provenance"]["torch"],
             "commit": (record["provenance"]["commit"] or "none")[:10],
+            # Two tasks may have one stand-in, and share what is not trained differently.
+            "record": spec.hash,
         }
         names = ("sparsity", "kept", "test_accuracy", "test_loss", "train_loss", "seconds")
         rows += [

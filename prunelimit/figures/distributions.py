@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prunelimit.figures.style import COLOURS, legend_below, new_figure, percent_axis
+from prunelimit.figures.style import COLOURS, legend_below, legend_place, new_figure, percent_axis
 
 _BLUE, _ORANGE, _GREEN = sns.color_palette("colorblind")[:3]
 
@@ -56,7 +56,7 @@ def _legend_of_all(figure: Figure, axes: list[Axes], by_name: bool = False) -> N
     if by_name:
         known = dict(sorted(known.items()))
     if known:
-        figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=3, fontsize=9)
+        figure.legend(known.values(), known.keys(), loc=legend_place(figure), ncols=3, fontsize=9)
 
 
 def _say_missing(axis: Axes, what: str) -> None:

@@ -7,6 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from prunelimit.figures.style import legend_below, new_figure, panel_grid, percent_axis
 
@@ -141,6 +142,8 @@ def plot_expansions(path: pd.DataFrame) -> Figure:
         axis.set_yscale("log")
         there = means.rise.dropna()
         axis.set_xlim(float(there.index.min()) if len(there) else 0.0, 1.0)
+        # No halves of a per cent, which the labels would round.
+        axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         percent_axis(axis)
         axis.set_title(title, loc="left")
         axis.set_xlabel("sparsity (fraction removed)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -85,9 +85,14 @@ def palette(count: int) -> list[tuple[float, float, float]]:
     return list(sns.color_palette("colorblind") if count <= 8 else sns.color_palette("husl", count))
 
 
+def legend_place(figure: Figure) -> Literal["outside upper center", "outside lower center"]:
+    """Say where the legend of all panels goes: under them, and above them if they fill more than a screen."""
+    return "outside upper center" if figure.get_figheight() > 12 else "outside lower center"
+
+
 def legend_below(figure: Figure, axis: Axes, columns: int = 2) -> None:
-    """Put one panel's legend under all panels."""
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=9)
+    """Put one panel's legend under all panels, or above them if they fill more than a screen."""
+    figure.legend(*axis.get_legend_handles_labels(), loc=legend_place(figure), ncols=columns, fontsize=9)
 
 
 def show(figure: Figure, alt: str) -> None:

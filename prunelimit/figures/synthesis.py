@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from prunelimit.figures.phase import REGIME_COLOURS, REGIME_WORDS
-from prunelimit.figures.style import COLOURS, new_figure, panel_grid
+from prunelimit.figures.style import COLOURS, legend_place, new_figure, panel_grid
 from prunelimit.landscape.diagrams import Diagram
 
 #: Limits that are drawn: words, colour, line.
@@ -140,7 +140,7 @@ def plot_correlations(found: Mapping[str, pd.DataFrame]) -> Figure:
             if len(own):
                 _density_axis(axis, sorted(own.density.unique()))
     handles = [Line2D([], [], color=c, linestyle=s, label=w) for w, c, s in [*LINES.values(), *RIVALS.values()]]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
+    figure.legend(handles=handles, loc=legend_place(figure), ncols=4, fontsize=9)
     return figure
 
 

@@ -71,11 +71,19 @@ def test_the_penalty_is_judged_by_an_interval(gains: tuple[float, ...], expected
             "sparsity": 0.5,
             "seed": seed,
             "test_accuracy": 0.5 + (gain if row == "Rare Gems" else 0),
+            "record": f"{row} {seed}",
         }
         for seed, gain in enumerate(gains)
         for row in ("Rare Gems", "Rare Gems, no L2")
     ]
-    assert verdict.penalty_helps_gems(pd.DataFrame(rows)).verdict == expected
+    frame = pd.DataFrame(rows)
+    found = verdict.penalty_helps_gems(frame)
+    assert found.verdict == expected
+    # Neither another fraction removed nor another task with the same search is more evidence.
+    again = pd.concat(
+        [frame, frame.assign(sparsity=0.9, test_accuracy=frame.test_accuracy - 0.1), frame.assign(title="b")]
+    )
+    assert verdict.penalty_helps_gems(again) == found
 
 
 def rounds(limits_of_runs: list[list[float]]) -> pd.DataFrame:

@@ -159,7 +159,7 @@ class Report:
         shares = table.assign(of_rise=rise / rise.sum(), of_removed=removed / removed.sum())
         worst = shares[shares.of_rise > shares.of_removed].nlargest(3, "of_rise")
         named = [
-            f"{row.layer} ({row.of_rise:.0%} of what raises the loss, {row.of_removed:.0%} of the cut)"
+            f"{row.layer} ({_share(row.of_rise)} of what raises the loss, {_share(row.of_removed)} of the cut)"
             for row in worst.itertuples()
         ]
         return [
@@ -292,6 +292,10 @@ def limit_report(
         changes = tuple(_changes(adapted, limits["formula"], path, epsilon, targets))
     aside, name, seconds = left_out(adapted.model, prunable), name or type(model).__name__, time.monotonic() - start
     return Report(name, limits, by_layer, changes, aside, epsilon, seconds, skipped)
+
+
+def _share(part: float) -> str:
+    return f"{part:.0%}" if part >= 0.005 else "under 1%"
 
 
 def _check(methods: Sequence[str], targets: Sequence[float]) -> None:

@@ -297,9 +297,8 @@ class CurvatureOperator:
                     if number == 0:
                         engine.check(state)
                     loss += share * state.loss
-                    parts = state.gradients
-                    touched = touched or any(part is not None for part in parts)
-                    _add(slope, parts, share)
+                    touched = touched or any(part is not None for part in state.gradients)
+                    _add(slope, state.gradients, share)
                 if self._keep and kept is None:
                     self._held.append((share, state))
                 for k, (column, target) in enumerate(zip(columns, targets, strict=True)):

@@ -300,7 +300,8 @@ def held_out(fit: CostFit) -> list[dict[str, Any]]:
         fit: The model.
 
     Returns:
-        One entry per quantity: the network, what was measured, the prediction with its interval, and the measurement.
+        One entry per quantity: the network, what was measured (in seconds where it does not say GiB), the prediction with its
+        interval, and the measurement.
     """
     rows: list[dict[str, Any]] = []
 
@@ -324,12 +325,17 @@ def held_out(fit: CostFit) -> list[dict[str, Any]]:
     for record in load_benchmarks("memory"):
         problem, work = record["problem"], multiply_adds(record["problem"]["network"])
         found = fit.bytes(problem["dimension"], record["steps"])
-        add(problem, f"bytes, {record['steps']} steps", found, record["bytes"]["prunelimit"]["peak"])
+        add(problem, f"GiB, {record['steps']} steps", _gib(found), record["bytes"]["prunelimit"]["peak"] / 2**30)
     size = load_benchmark("size")
     for record in [] if size is None else size["networks"].values():
         problem, work = record["problem"], multiply_adds(record["problem"]["network"])
         unit = record["seconds"]["gradient"]["cpu_median"]
         product = fit.product_seconds(problem["examples"], work)
         add(problem, "one product", product, record["gradients_per_product"] * unit)
-        add(problem, "bytes, without a basis", fit.bytes(problem["dimension"], 0, basis=False), record["peak"])
+        bare = fit.bytes(problem["dimension"], 0, basis=False)
+        add(problem, "GiB, without a basis", _gib(bare), record["peak"] / 2**30)
     return rows
+
+
+def _gib(found: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+    return None if found is None else (found[0] / 2**30, found[1] / 2**30, found[2] / 2**30)

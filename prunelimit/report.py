@@ -294,7 +294,7 @@ def limit_report(
     return Report(name, limits, by_layer, changes, aside, epsilon, seconds, skipped)
 
 
-def _share(part: float) -> str:
+def _share(part: Any) -> str:
     return f"{part:.0%}" if part >= 0.005 else "under 1%"
 
 

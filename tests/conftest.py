@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -41,6 +44,22 @@ def isolated_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
         for name in ("CACHE", "DATA", "RESULTS"):
             patch.setenv(f"PRUNELIMIT_{name}", str(home / name.lower()))
         yield home
+
+
+@pytest.fixture(scope="session")
+def run_processes() -> Callable[..., None]:
+    """Run a script in processes that torchrun starts, with one thread each, in the folder of the script."""
+
+    def run(script: Path, *words: object, world: int = 2, timeout: float = 600) -> None:
+        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
+        command = [sys.executable, *start, str(script), *map(str, words)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=timeout, check=False, cwd=script.parent
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -97,18 +94,14 @@ if world > 1:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, torch.Tensor]]:
+def found(
+    tmp_path_factory: pytest.TempPathFactory, run_processes: Callable[..., None]
+) -> dict[int, dict[str, torch.Tensor]]:
     folder = tmp_path_factory.mktemp("sharding")
     (folder / "script.py").write_text(SCRIPT)
     results = {}
     for world in (1, 2):
-        command = [sys.executable]
-        if world > 1:
-            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-        command += [str(folder / "script.py"), str(folder / f"{world}.pt"), str(world)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_processes(folder / "script.py", folder / f"{world}.pt", world, world=world)
         results[world] = torch.load(folder / f"{world}.pt")
     return results
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch.nn import functional
 
 from prunelimit import layer_limits, limit_report, predict_limit
@@ -123,17 +122,9 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(script: Path) -> dict[str, Any]:
+def found(script: Path, run_processes: Callable[..., None]) -> dict[str, Any]:
     """What two processes found."""
-    import torch
-
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(script), str(script.with_suffix(".pt"))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=600, check=False, cwd=script.parent
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_processes(script, script.with_suffix(".pt"))
     return torch.load(script.with_suffix(".pt"), weights_only=False)
 
 

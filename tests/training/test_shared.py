@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import runpy
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +29,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(place: Path) -> dict[str, Any]:
+def found(place: Path, run_processes: Callable[..., None]) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "SAVE_INTERVAL", 0.0)
         HERE["stopped"]("norm", place / "one", 6)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    words = [*command, str(SCRIPT), str(place)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_processes(SCRIPT, place)
     return torch.load(place / "found.pt", weights_only=False)
 
 

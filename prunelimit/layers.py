@@ -331,7 +331,7 @@ def left_out_line(table: pd.DataFrame, total: int, most: int = 3) -> str:
             more = [f"{len(found) - most} more"] * (len(found) > most)
             parts.append(f"{why}: {', '.join(named + more)}")
     count = int(table.weights.sum())
-    fix = "To include one, name it in prunable= beside the others (on the command line: --prunable default,NAME)."
+    fix = "To include one, name it in prunable= beside the others (on the command line: `--prunable default,NAME`)."
     needs = bool((table.why == REASONS["kind"]).any())  # who named the others knows how
     line = f"Not counted as prunable: {count:,} of {count + total:,} parameters; {'; '.join(parts)}."
     return f"{line} {fix}" if needs else line

@@ -17,8 +17,8 @@ from torch import distributed
 from benchmarks.problems import load_problem
 from benchmarks.records import Record, told
 from prunelimit.curvature import HessianOperator
-from prunelimit.curvature.distributed import joined_processes
 from prunelimit.curvature.lanczos import sphere_vector
+from prunelimit.processes import joined_processes
 
 WORLD = 2
 

@@ -133,7 +133,7 @@ def predict(
 
     Your own: `prunelimit predict --model mine:network --weights mine.safetensors --data mine:batches`
     """
-    from prunelimit.curvature.distributed import joined_processes
+    from prunelimit.processes import joined_processes
 
     check_device(device)
     chosen = _methods(method, methods, report)
@@ -227,11 +227,9 @@ def _units(units: str, network: Any) -> Any:
     name = units.removesuffix("s")
     if name not in ("weight", *UNITS):
         raise unknown_name("units", units, ["weights", *UNITS])
-    if name != "head":
-        return None if name == "weight" else name
-    from prunelimit.pruning.heads import head_units
+    from prunelimit.pruning.structured import named_units
 
-    return head_units(network)
+    return None if name == "weight" else named_units(network, name)
 
 
 def _prunable(patterns: str, network: Any, numbered: Any) -> list[str] | None:

@@ -14,7 +14,6 @@ from torch import nn
 from prunelimit.adapters import Adapted, adapt
 from prunelimit.curvature import GGNOperator, HessianOperator, Spectrum, spectrum
 from prunelimit.curvature.data import Batches, LossFunction, joined, map_tensors
-from prunelimit.curvature.distributed import is_sharded
 from prunelimit.curvature.lanczos import scrambled_seed
 from prunelimit.curvature.operator import CurvatureOperator
 from prunelimit.curvature.reduce import reduced_operator
@@ -22,6 +21,7 @@ from prunelimit.curvature.rules import TwiceError
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.limit import PruningLimit, check_epsilon, default_epsilon, formula_limit, stretch_to_population
 from prunelimit.path_limits import check_tolerance, directional_limit, measured_limit, search_limit
+from prunelimit.processes import is_sharded
 from prunelimit.pruning.magnitude import MagnitudePath, Masks, prunable_parameters
 from prunelimit.pruning.paths import MaskPath, PruningPath
 from prunelimit.refit import refit_limit

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
+import runpy
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -60,6 +62,27 @@ def run_processes() -> Callable[..., None]:
         assert done.returncode == 0, done.stderr[-4000:]
 
     return run
+
+
+@pytest.fixture(scope="module")
+def script(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The module's ``SCRIPT`` in a file."""
+    place = tmp_path_factory.mktemp("script") / "script.py"
+    place.write_text(request.module.SCRIPT)
+    return place
+
+
+@pytest.fixture(scope="module")
+def names(script: Path) -> dict[str, Any]:
+    """What the module's ``SCRIPT`` defines: networks, data, options."""
+    return runpy.run_path(str(script))
+
+
+@pytest.fixture(scope="module")
+def found(script: Path, run_processes: Callable[..., None]) -> dict[str, Any]:
+    """What two processes that ran the module's ``SCRIPT`` wrote."""
+    run_processes(script, script.with_suffix(".pt"))
+    return torch.load(script.with_suffix(".pt"), weights_only=False)
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunelimit.curvature.lanczos import SECOND_PASS, SymmetricOperator
-from prunelimit.errors import PruneLimitError
+from prunelimit.curvature.lanczos import SECOND_PASS, SymmetricOperator, start_norms
 
 #: Rows of a block that are multiplied in float64 at a time.
 _PIECE = 2**16
@@ -184,9 +183,7 @@ class BlockLanczosRun:
     def __init__(self, operator: SymmetricOperator, starts: Tensor, *, first: Tensor | None = None) -> None:
         self.operator = operator
         rows = starts.to(operator.device, operator.dtype)
-        norms = rows.double().norm(dim=1, keepdim=True)
-        if not bool((norms > 0).all()):
-            raise PruneLimitError("start is the zero vector (or NaN): draw a random one.")
+        norms = start_norms(rows)
         self.current, coordinates = _factored(rows / norms.to(rows), 10 * torch.finfo(rows.dtype).eps)
         self._start = coordinates.cpu().numpy()
         self._first = None

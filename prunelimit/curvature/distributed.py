@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from prunelimit.curvature.data import Batches, has_rows
-from prunelimit.processes import add_up, all_or_none, is_sharded, joined_processes, processes, rows_of
-
-__all__ = ["add_up", "all_or_none", "is_sharded", "joined_processes", "own_part", "processes"]
+from prunelimit.processes import rows_of
 
 
 def own_part(batches: Batches, rank: int, world: int) -> Batches:

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -51,6 +51,19 @@ class Tridiagonal:
     alpha: np.ndarray
     beta: np.ndarray
 
+    #: Number of start vectors it stands for.
+    vectors: ClassVar[int] = 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether the Krylov space is complete, so that the Gauss rule is exact."""
+        return bool(self.beta[-1] == 0)
+
+    @property
+    def mean(self) -> float:
+        """Rayleigh quotient of the start vector."""
+        return float(self.alpha[0])
+
     def truncated(self, steps: int) -> Tridiagonal:
         """Return what the first so many steps left."""
         return Tridiagonal(self.alpha[:steps], self.beta[:steps])
@@ -85,6 +98,26 @@ def sphere_vector(dimension: int, seed: int, device: torch.device | str = "cpu")
     """
     vector = torch.randn(dimension, generator=torch.Generator().manual_seed(scrambled_seed(seed)))
     return (vector / vector.norm()).to(device)
+
+
+def start_norms(starts: Tensor, add_slices: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Compute the norms of start vectors.
+
+    Args:
+        starts: ``(p, n)`` vectors, or slices of them.
+        add_slices: Adds up over the processes what is summed over slices.
+
+    Returns:
+        ``(p, 1)`` float64 norms.
+
+    Raises:
+        PruneLimitError: If a vector is zero or not a number.
+    """
+    norms = starts.double().norm(dim=1, keepdim=True)
+    norms = norms if add_slices is None else add_slices(norms.square()).sqrt()
+    if not bool((norms > 0).all()):
+        raise PruneLimitError("start is the zero vector (or NaN): draw a random one.")
+    return norms
 
 
 def basis_bytes(dimension: int, steps: int, probes: int = 1, dtype: torch.dtype = torch.float32) -> int:
@@ -142,10 +175,7 @@ class LanczosRun:
         self._width: int = getattr(operator, "width", operator.dimension)
         self._add_slices: Callable[[Tensor], Tensor] | None = getattr(operator, "add_slices", None)
         rows = starts.reshape(-1, self._width).to(operator.device, operator.dtype)
-        norms = rows.double().norm(dim=1, keepdim=True)
-        norms = norms if self._add_slices is None else self._add_slices(norms.square()).sqrt()
-        if not bool((norms > 0).all()):
-            raise PruneLimitError("start is the zero vector (or NaN): draw a random one.")
+        norms = start_norms(rows, self._add_slices)
         self.current = rows / norms.to(rows)
         self._first = None if first is None else first.reshape(rows.shape).to(rows) / norms.to(rows)
         self.previous: Tensor | None = None

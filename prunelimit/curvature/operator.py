@@ -26,11 +26,12 @@ from prunelimit.curvature.data import (
     mean_loss,
     split_rows,
 )
-from prunelimit.curvature.distributed import add_up, all_or_none, is_sharded, own_part, processes
+from prunelimit.curvature.distributed import own_part
 from prunelimit.curvature.memory import free_memory, is_out_of_memory, state_memory
 from prunelimit.curvature.network import Network
 from prunelimit.curvature.rules import AnalyticRule, GaussNewtonRule, HessianRule, Rule, TwiceError
 from prunelimit.errors import PruneLimitError, unknown_name
+from prunelimit.processes import add_up, all_or_none, is_sharded, processes
 from prunelimit.pruning.magnitude import prunable_parameters
 
 __all__ = [

@@ -101,7 +101,7 @@ def squared(found: Tridiagonal) -> tuple[np.ndarray, np.ndarray]:
         residual norm is missing, and one more moment serves the Gauss rule alone. A complete Krylov space gives a
         complete one, whose last off-diagonal entry is zero.
     """
-    complete = found.beta[-1] == 0
+    complete = found.complete
     # One more row, of which only the coupling is known; nothing below looks at its diagonal entry.
     alpha, beta = (found.alpha, found.beta[:-1]) if complete else (np.append(found.alpha, 0.0), found.beta)
     matrix = np.diag(alpha) + np.diag(beta, 1) + np.diag(beta, -1)
@@ -175,7 +175,7 @@ class Spectrum:
     @property
     def _vectors(self) -> list[int]:
         """How many start vectors each matrix stands for."""
-        return [matrix.vectors if isinstance(matrix, BlockTridiagonal) else 1 for matrix in self._matrices]
+        return [matrix.vectors for matrix in self._matrices]
 
     def _mean(self, values: Any) -> Any:
         """Average over the start vectors what is known per matrix."""
@@ -189,9 +189,9 @@ class Spectrum:
         """
         found = []
         for matrix in self._matrices:
-            joint, longest = isinstance(matrix, BlockTridiagonal), len(matrix.alpha)
-            complete = matrix.complete if isinstance(matrix, BlockTridiagonal) else matrix.beta[-1] == 0
-            shortest = longest if complete else max(longest - (JOINT_TAIL if joint else TAIL) + 1, 1)
+            tail = JOINT_TAIL if isinstance(matrix, BlockTridiagonal) else TAIL
+            longest = len(matrix.alpha)
+            shortest = longest if matrix.complete else max(longest - tail + 1, 1)
             parts = [matrix.truncated(k) for k in range(longest, shortest - 1, -1)]
             found.append([_pair(part) for part in parts])
         return found
@@ -204,7 +204,7 @@ class Spectrum:
             if isinstance(probe, BlockTridiagonal):
                 found.append(probe.enclosing())
                 continue
-            if probe.beta[-1] == 0:  # complete: the rule of H is exact, and squares would only cost digits
+            if probe.complete:  # the rule of H is exact, and squares would only cost digits
                 exact = gauss_rule(probe.alpha, probe.beta)
                 found.append((exact, exact))
                 continue
@@ -217,8 +217,7 @@ class Spectrum:
     @property
     def trace(self) -> float:
         """Estimate of the trace of H, exact for one vector in any number of steps."""
-        first = [m.mean if isinstance(m, BlockTridiagonal) else m.alpha[0] for m in self._matrices]
-        return self.active * float(self._mean(first))
+        return self.active * float(self._mean([matrix.mean for matrix in self._matrices]))
 
     @property
     def largest(self) -> float:

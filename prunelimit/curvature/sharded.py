@@ -38,7 +38,6 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from prunelimit.curvature.data import Batches, Counted, LossFunction, as_batches, bare, has_rows, scalar_loss
-from prunelimit.curvature.distributed import add_up, is_sharded, processes
 from prunelimit.curvature.gathering import GATHERED, ShardedModule, shard_parameters
 from prunelimit.curvature.lanczos import LanczosRun, Tridiagonal, basis_bytes, inner, scrambled_seed
 from prunelimit.curvature.memory import free_memory
@@ -47,6 +46,7 @@ from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.curvature.rules import GaussNewtonRule, HessianRule, Rule
 from prunelimit.curvature.slq import BASIS_SHARE
 from prunelimit.errors import PruneLimitError
+from prunelimit.processes import add_up, is_sharded, processes
 from prunelimit.progress import ProgressLine
 from prunelimit.pruning.magnitude import Masks, prunable_parameters, removed_count
 

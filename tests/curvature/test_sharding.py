@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from prunelimit.curvature.distributed import own_part, processes
+from prunelimit.curvature.distributed import own_part
 from prunelimit.curvature.operator import HessianOperator
 from prunelimit.errors import PruneLimitError
+from prunelimit.processes import processes
 
 #: Run by every process, and with one process by the test itself; rank 0 writes what it found.
 SCRIPT = """

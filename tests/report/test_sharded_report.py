@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import runpy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch.nn import functional
 
 from prunelimit import layer_limits, limit_report, predict_limit
@@ -112,25 +109,6 @@ def main(place):
 if __name__ == "__main__":
     main(sys.argv[1])
 '''
-
-
-@pytest.fixture(scope="module")
-def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("sharded") / "script.py"
-    place.write_text(SCRIPT)
-    return place
-
-
-@pytest.fixture(scope="module")
-def found(script: Path, run_processes: Callable[..., None]) -> dict[str, Any]:
-    """What two processes found."""
-    run_processes(script, script.with_suffix(".pt"))
-    return torch.load(script.with_suffix(".pt"), weights_only=False)
-
-
-@pytest.fixture(scope="module")
-def names(script: Path) -> dict[str, Any]:
-    return runpy.run_path(str(script))
 
 
 def alike(two: Any, one: Any, place: str = "") -> None:

@@ -30,11 +30,15 @@ COMPETITORS = pyhessian curvlinops-for-pytorch backpack-for-pytorch einconv eino
 book: $(READY)
 	@$(BIN)/prunelimit book
 
+# Whole files of tests are dealt out to so many processes, of one thread each.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 test-all: $(READY)
-	@$(BIN)/python -m pytest -m "slow or not slow"
+	@$(PYTEST) -m "slow or not slow"
 
 serve: book
 	@echo "http://127.0.0.1:8000  (Ctrl-C ends)"

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 #: Points of the recorded and plotted curve.
 CURVE_POINTS = 1000
 
+#: Steps of sparsity between which the root is sought at least, if there are as many weights.
+ROOT_STEPS = 20_000
+
 #: Examples per batch in the default epsilon, as released.
 EPSILON_BATCH = 128
 
@@ -138,6 +141,14 @@ def formula_side(found: Spectrum, which: int, epsilon: float, bounds: str = "cer
     )
 
 
+def _refined(distance: np.ndarray, total: int) -> np.ndarray:
+    """Interpolate a coarse curve R(s): the root is a point of the grid, whose steps must not round it."""
+    steps, least = len(distance) - 1, min(total, ROOT_STEPS)
+    if steps >= least:
+        return distance
+    return np.interp(np.linspace(0, 1, least + 1), np.linspace(0, 1, steps + 1), distance)
+
+
 def kinematic_margin(total: int, eta: float = ETA) -> float:
     r"""Return half the width of the transition window, :math:`\sqrt{8 \log(4 / \eta)} / \sqrt{D}`.
 
@@ -161,9 +172,9 @@ class PruningLimit:
         sparsity: The limit: largest fraction of the prunable weights that can be removed.
         interval: Low and high end of what the numbers allow.
         epsilon: Tolerated rise of the training loss, in nats.
-        lower: Lower end of the kinematic formula's window: below it the subspace meets the sublevel set of a quadratic
-            loss with probability 0.99; ``None`` for methods without one.
-        upper: Upper end: above it they miss with probability 0.99. For cone and cut that is proved if the curvature is
+        lower: Lower end of the kinematic formula's window: there the subspace meets the sublevel set of a quadratic
+            loss without gradient with probability 0.99; ``None`` for methods without one.
+        upper: Upper end: there they miss with probability 0.99. For cone and cut that is proved if the curvature is
             positive semi-definite; for the formula it holds only if the step is stiff. ``None`` for methods without one.
         radius: Distance R between the trained and the pruned weights at the limit.
         dimension: Effective dimension d at the limit; ``None`` for methods without one.
@@ -232,8 +243,10 @@ class PruningLimit:
             f"  epsilon    {self.epsilon:.4g} nats over {self.examples:,} {self.terms}, distance R = {self.radius:.4g}",
         ]
         if self.lower is not None and self.upper is not None:
+            # With the distance R the upper end rests on an approximation; it needs the direction of the step.
+            sides = "below it" if self.method == "formula" else "on each side"
             lines.append(
-                f"  window     {self.lower:.1%} to {self.upper:.1%}: the kinematic formula's transition, 99 % on each side"
+                f"  window     {self.lower:.1%} to {self.upper:.1%}: the kinematic formula's transition, 99 % {sides}"
             )
         return "\n".join([*lines, f"  cost       {cost}"])
 
@@ -325,7 +338,8 @@ def formula_limit(
 
     Args:
         found: The spectrum.
-        distance: ``(D + 1,)`` distances R, as in :class:`MagnitudePath`; a coarser, equally spaced curve does too.
+        distance: ``(D + 1,)`` distances R, as in :class:`MagnitudePath`; a coarser, equally spaced curve is interpolated,
+            and the interval does not know by how much that is off.
         epsilon: Tolerated rise of the loss.
         examples: Number of examples behind the spectrum, for the report.
         cost: What the spectrum cost, for the report.
@@ -337,7 +351,7 @@ def formula_limit(
     Raises:
         PruneLimitError: If epsilon is not positive or ``bounds`` is unknown.
     """
-    epsilon = check_epsilon(epsilon)
+    epsilon, distance = check_epsilon(epsilon), _refined(distance, found.dimension)
     sides = [formula_side(found, which, epsilon, bounds) for which in range(3)]
     value = solve_limit(distance, sides[0])
     interval = (solve_limit(distance, sides[2]), solve_limit(distance, sides[1]))

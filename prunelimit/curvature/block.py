@@ -95,7 +95,7 @@ class BlockTridiagonal:
         """Compute the Gauss-Radau rule with nodes at zero, as many as the last block has rows.
 
         Returns:
-            Nodes and weights; the Gauss rule if the Krylov space is complete or zero is a Ritz value already.
+            Nodes and weights; the Gauss rule if the Krylov space is complete.
         """
         if self.complete:
             return self.gauss()
@@ -104,7 +104,8 @@ class BlockTridiagonal:
             with np.errstate(all="ignore"):
                 corner = np.linalg.solve(whole, np.eye(len(whole))[:, -last:])[-last:]
         except np.linalg.LinAlgError:
-            corner = np.full((last, last), np.inf)
+            # Zero is a Ritz value: this one is still the smallest block that keeps a square positive semi-definite.
+            corner = np.linalg.pinv(whole, hermitian=True)[-last:, -last:]
         if not np.isfinite(corner).all():
             return self.gauss()
         corner = self.beta[-1] @ corner @ self.beta[-1].T

@@ -84,7 +84,10 @@ def radau_rule(alpha: np.ndarray, beta: np.ndarray, node: float = 0.0) -> Rule:
         corner = np.inf
     if not np.isfinite(corner):  # the node is a Ritz value already: the rule that is asked for is Gauss
         return gauss_rule(alpha, beta)
-    return gauss_rule(np.append(alpha, node + beta[len(alpha) - 1] ** 2 * corner), beta)
+    nodes, weights = gauss_rule(np.append(alpha, node + beta[len(alpha) - 1] ** 2 * corner), beta)
+    # It is known: rounding would count once the rule of a square is turned into one of its root.
+    nodes[np.argmin(np.abs(nodes - node))] = node
+    return nodes, weights
 
 
 def squared(found: Tridiagonal) -> tuple[np.ndarray, np.ndarray]:

@@ -141,6 +141,21 @@ def test_dependent_start_vectors_are_one(matrix_operator: Operator) -> None:
     np.testing.assert_allclose(np.linalg.eigvalsh(twice.matrix()), np.linalg.eigvalsh(once.matrix()), atol=1e-9)
 
 
+def test_null_vector_among_the_starts_leaves_the_bounds_bounds(matrix_operator: Operator) -> None:
+    # The Gauss rule in place of Radau would be no lower bound: the other start vector's space is not complete.
+    eigenvalues = np.random.default_rng(0).standard_normal(200)
+    eigenvalues[:20] = 0
+    matrix, vectors = torch.diag(torch.from_numpy(eigenvalues)), starts(2, 200)
+    vectors[0] = torch.eye(200, dtype=torch.float64)[0]
+    truth = exact_form(matrix, vectors)
+    for steps in (3, 6, 10):
+        low, high = (
+            integral(r) for r in BlockLanczosRun(matrix_operator(matrix), vectors).extend(steps).found.enclosing()
+        )
+        assert (low < truth).all()
+        assert (truth < high).all()
+
+
 def test_zero_operator(matrix_operator: Operator) -> None:
     found = spectrum(matrix_operator(torch.zeros(30, 30)), steps=5, probes=3, joint=True)
     assert np.all(found.effective_dimension(MU)[0] == 0)

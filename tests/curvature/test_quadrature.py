@@ -155,6 +155,21 @@ def test_rules_of_the_square_enclose_the_truth_for_any_signs(
     assert low / 10**12 - slack <= exact <= high / 10**12 + slack
 
 
+def test_lower_rule_is_not_lifted_by_rounding_in_its_node_at_zero(matrix_operator: Operator) -> None:
+    # Rounding of 1e-16 in the square is one of 1e-8 in its root, which counts for a resolution that is as fine.
+    generator = np.random.default_rng(0)
+    eigenvalues = np.concatenate([[1.0], 10 ** generator.uniform(-9, -2, 199) * generator.choice([1, -1], 199)])
+    eigenvalues[100:] = 0
+    weights = generator.standard_normal(200) ** 2
+    weights /= weights.sum()
+    found = Tridiagonal(*coefficients(matrix_operator, eigenvalues, weights, 40))
+    nodes, _ = radau_rule(*squared(found))
+    assert nodes[0] == 0
+    mu = np.array([1e-8, 1e-9])
+    exact = np.array([weights @ (np.abs(eigenvalues) / (np.abs(eigenvalues) + m)) for m in mu])
+    assert (Spectrum(200, (found,)).start_form(mu)[1] <= exact).all()
+
+
 def test_gauss_rule_of_an_indefinite_matrix_may_fall_below_the_truth(matrix_operator: Operator) -> None:
     # Why the square is needed: for PSD matrices Gauss is an upper bound, here it is none.
     below = 0

@@ -90,6 +90,16 @@ def test_coarse_distances_are_enough(found: Spectrum, distance: np.ndarray) -> N
     )
 
 
+@pytest.mark.parametrize("points", [20, 200])
+def test_grid_of_coarse_distances_does_not_round_the_limit(found: Spectrum, distance: np.ndarray, points: int) -> None:
+    # Other masks than magnitude have their distance at 200 sparsities: rounding down to them lost up to half a point.
+    coarse = distance[:: TOTAL // points]
+    for epsilon in (0.03, 0.1, 0.3):
+        one, other = formula_limit(found, coarse, epsilon), formula_limit(found, distance, epsilon)
+        ends = [(one.sparsity, other.sparsity), *zip(one.interval, other.interval, strict=True)]
+        assert all(abs(a - b) < 0.1 / points for a, b in ends)
+
+
 def test_record_gives_the_same_limit(found: Spectrum, distance: np.ndarray) -> None:
     again = Spectrum.from_dict(found.to_dict())
     assert formula_limit(again, distance, 0.1).to_dict() == formula_limit(found, distance, 0.1).to_dict()

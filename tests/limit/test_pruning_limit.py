@@ -56,6 +56,11 @@ def test_repr_names_the_limit_the_interval_and_the_cost(limit: PruningLimit) -> 
         assert part in text
 
 
+def test_repr_promises_of_the_window_only_what_is_proved(limit: PruningLimit) -> None:
+    assert "99 % below it" in repr(limit)
+    assert "99 % on each side" in repr(dataclasses.replace(limit, method="cut"))
+
+
 def test_repr_says_when_the_interval_is_wide(limit: PruningLimit) -> None:
     assert "NOT resolved" in repr(dataclasses.replace(limit, interval=(0.8, 0.9)))
 

@@ -156,12 +156,14 @@ def limits_frame(cells: Sequence[Cell]) -> pd.DataFrame:
         cells: Recorded cells.
 
     Returns:
-        One row per cell; a value that was not recorded is missing.
+        One row per cell; a value that was not recorded is missing. ``control`` is how far the further training moved the loss
+        of the unpruned network, in units of epsilon: the fine-tuned limit is measured from there.
     """
     rows = []
     for cell in cells:
         record, limit = cell.record, cell.limit
         tuned = record.get("fine_tuned") or {}
+        moved = tuned.get("reference_loss", np.nan) - record["dense"]["train_loss"]
         refit, sight = cell.refit or {}, cell.sight
         rows.append(
             {
@@ -186,6 +188,7 @@ def limits_frame(cells: Sequence[Cell]) -> pd.DataFrame:
                 "accuracy": record["accuracy"]["accuracy"],
                 "accuracy_slack": record["accuracy"]["accuracy_slack"],
                 "fine_tuned": tuned.get("sparsity", np.nan),
+                "control": moved / record["epsilon"],
                 "exact": (record.get("exact") or {}).get("sparsity", np.nan),
                 "epsilon": record["epsilon"],
                 "radius": limit.radius,
@@ -257,28 +260,21 @@ def missing_cells(tasks: str | Sequence[str] | None = None, seeds: Sequence[int]
 
 
 def origin(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Say where the numbers of a page come from: profile, seeds, device, commit, and the command that makes them again."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for cell in cells:
-        source = cell.record["provenance"]
-        commit = (source["commit"] or "none")[:10]
-        row = rows.setdefault(
-            (cell.task.name, cell.profile),
-            {
-                "task": cell.task.name,
-                "profile": cell.profile,
-                "seeds": [],
-                "device": source["device"],
-                "torch": source["torch"],
-                "commit": commit,
-                "command": "",
-            },
-        )
-        row["seeds"].append(cell.seed)
-    for (task, profile), row in rows.items():
-        row["command"] = f"prunelimit run {task} --profile {profile} --seeds {max(row['seeds']) + 1}"
-        row["seeds"] = ", ".join(map(str, row["seeds"]))
-    return pd.DataFrame(list(rows.values()))
+    """Say where the numbers of a page come from: profile, seeds, devices, commits, and the command that makes them again."""
+    rows = []
+    for task, profile in dict.fromkeys((cell.task.name, cell.profile) for cell in cells):
+        here = [cell for cell in cells if (cell.task.name, cell.profile) == (task, profile)]
+        sources = [cell.record["provenance"] for cell in here]
+        together = {
+            "seeds": [str(cell.seed) for cell in here],
+            "device": [source["device"] for source in sources],
+            "torch": [source["torch"] for source in sources],
+            "commit": [(source["commit"] or "none")[:10] for source in sources],
+        }
+        row = {name: ", ".join(dict.fromkeys(values)) for name, values in together.items()}
+        command = f"prunelimit run {task} --profile {profile} --seeds {max(cell.seed for cell in here) + 1}"
+        rows.append({"task": task, "profile": profile, **row, "command": command})
+    return pd.DataFrame(rows)
 
 
 def rerun(task: str, seed: int = 0) -> pd.DataFrame:

@@ -222,6 +222,24 @@ def missing_networks(comparisons: str | Sequence[str] | None = None, seeds: Sequ
     return pd.DataFrame(rows, columns=["comparison", "profile", "rows without a record", "command"])
 
 
+def absent_rows(frame: pd.DataFrame, beside: str = "LOMP") -> list[str]:
+    """Name the rows that have no record where another row has one.
+
+    Args:
+        frame: Output of :func:`prune_frame`.
+        beside: That other row.
+
+    Returns:
+        Names of rows, each once.
+    """
+    names = []
+    own = frame[frame.row == beside]
+    for name, profile, seed in dict.fromkeys(zip(own.comparison, own.profile, own.seed, strict=True)):
+        there = set(frame.row[(frame.comparison == name) & (frame.profile == profile) & (frame.seed == seed)])
+        names += [entry.title for entry, _ in COMPARISONS[name].rows(profile, int(seed)) if entry.title not in there]
+    return list(dict.fromkeys(names))
+
+
 def prune_origin(frame: pd.DataFrame) -> pd.DataFrame:
     """Say where the numbers of a page come from.
 

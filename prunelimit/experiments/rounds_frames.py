@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
 from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.experiments.comparisons import Comparison, find_comparisons
 from prunelimit.experiments.frames import fine_distance
 from prunelimit.experiments.prune_frames import best_rows, origin_of, title_of
+from prunelimit.experiments.ranks import spearman
 from prunelimit.experiments.rounds import EXPERIMENT
 from prunelimit.experiments.store import load_record
 from prunelimit.limit import formula_limit
@@ -19,8 +19,12 @@ from prunelimit.limit import formula_limit
 #: Columns of :func:`rounds_frame`.
 COLUMNS = (
     *("title", "comparison", "profile", "seed", "round", "sparsity", "formula", "low", "high", "measured"),
-    *("test_accuracy", "train_loss", "epsilon", "device", "torch", "commit"),
+    *("test_accuracy", "alive", "train_loss", "epsilon", "device", "torch", "commit"),
 )
+
+#: A network counts as dead once less than this share of the dense network's test accuracy is left: nearly everything can be
+#: removed from one whose output is the same for every image, within epsilon of its own loss.
+ALIVE = 0.5
 
 
 def rounds_frame(
@@ -35,7 +39,8 @@ def rounds_frame(
 
     Returns:
         One row per round: ``sparsity`` is what the rounds have removed, the limits ``formula`` with ``low`` and ``high`` and
-        ``measured`` are fractions of all weights, those already removed included.
+        ``measured`` are fractions of all weights, those already removed included. ``alive`` is false once the network has
+        lost more than half of the dense network's test accuracy: its limit says nothing.
     """
     return pd.DataFrame(best_rows(comparisons, profile, seeds, _recorded), columns=list(COLUMNS))
 
@@ -60,6 +65,7 @@ def _rows(one: Comparison, profile: str, seed: int, spec: Any) -> list[dict[str,
         "commit": (record["provenance"]["commit"] or "none")[:10],
     }
     rows = []
+    dense = record["rounds"][0]["test_accuracy"]
     for found in record["rounds"]:
         epsilon = found["measured"]["epsilon"]
         limit = formula_limit(Spectrum.from_dict(found["spectrum"]), fine_distance(found), epsilon)
@@ -71,38 +77,72 @@ def _rows(one: Comparison, profile: str, seed: int, spec: Any) -> list[dict[str,
                 "low": limit.interval[0],
                 "high": limit.interval[1],
                 "measured": found["measured"]["sparsity"],
+                "alive": found["test_accuracy"] >= ALIVE * dense,
                 "epsilon": epsilon,
             }
         )
     return rows
 
 
+def share_of_left(frame: pd.DataFrame, name: str) -> pd.Series:
+    """Turn a limit into a fraction of the weights that the rounds have left.
+
+    Args:
+        frame: Output of :func:`rounds_frame`.
+        name: Column of the limit, ``"formula"`` or ``"measured"``.
+
+    Returns:
+        The fractions. They have no floor, as the limit has: that cannot lie below what is removed already.
+    """
+    return (1 - (1 - frame[name]) / (1 - frame.sparsity)).round(9)  # equal ones shall be equal
+
+
+def ends(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Pick the dense network, and the last round that is alive, of every run.
+
+    Args:
+        frame: Output of :func:`rounds_frame`.
+
+    Returns:
+        Both, one row per run.
+    """
+    there = frame[frame.alive.astype(bool)]
+    runs = there.groupby(["title", "seed"], sort=False)["round"]
+    return there.loc[runs.idxmin()], there.loc[runs.idxmax()]
+
+
 def rounds_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Say how far the limits move from the dense network to the last round, and how steadily.
+    """Say how far the limits move from the dense network to the last round that is alive, and how steadily.
 
     Args:
         frame: Output of :func:`rounds_frame`.
 
     Returns:
         One line per network and kind of limit: the limit at both ends (mean over seeds, per cent of all weights), the change in
-        points, Spearman's rank correlation of round and limit, and the same limit as a fraction of the weights left.
+        points, Spearman's rank correlation of round and limit, the same limit as a fraction of the weights left, the test
+        accuracy at both ends, and how many rounds were left out because the network was dead.
     """
     rows = []
-    for title, here in frame.groupby("title", sort=False):
-        first, last = here[here["round"] == 0], here[here["round"] == here["round"].max()]
+    for title, whole in frame.groupby("title", sort=False):
+        here = whole[whole.alive.astype(bool)]
+        first, last = ends(here)
+        accuracy = " to ".join(f"{100 * end.test_accuracy.mean():.1f}" for end in (first, last))
         for name, label in (("formula", "formula"), ("measured", "one-shot, measured")):
-            left = 1 - (1 - here[name]) / (1 - here.sparsity)
-            ends = [first[name].mean(), last[name].mean()]
+            left = share_of_left(here, name)
+            means = [first[name].mean(), last[name].mean()]
             rows.append(
                 {
                     "network, data, profile": title,
                     "limit": label,
-                    "dense": f"{100 * ends[0]:.1f}",
-                    "last round": f"{100 * ends[1]:.1f}",
-                    "change (points)": f"{100 * (ends[1] - ends[0]):+.1f}",
-                    "rank correlation": f"{stats.spearmanr(here['round'], here[name]).statistic:+.2f}",
+                    "dense": f"{100 * means[0]:.1f}",
+                    "last round": f"{100 * means[1]:.1f}",
+                    "change (points)": f"{100 * (means[1] - means[0]):+.1f}",
+                    "rank correlation": f"{spearman(here['round'], here[name])[0]:+.2f}",
                     "of what is left, dense": f"{100 * left[first.index].mean():.1f}",
                     "of what is left, last": f"{100 * left[last.index].mean():.1f}",
+                    "its rank correlation": f"{spearman(here['round'], left)[0]:+.2f}",
+                    "test accuracy": accuracy,
+                    "dead, left out": f"{len(whole) - len(here)} of {len(whole)}",
                     "seeds": here.seed.nunique(),
                 }
             )

@@ -82,10 +82,13 @@ def plot_sweeps(sweeps: pd.DataFrame, limits: pd.DataFrame) -> Figure:
     for (left, right), title in zip(axes, titles, strict=True):
         part, row = sweeps[sweeps.title == title], limits[limits.title == title]
         for axis, column, name in ((left, "test_accuracy", "accuracy"), (right, "train_loss", "loss")):
-            grouped = part.groupby("sparsity")[column].agg(["mean", "std"]).fillna(0).reset_index()
-            axis.plot(grouped.sparsity, grouped["mean"], color=COLOURS[name], linewidth=2)
-            low, high = grouped["mean"] - grouped["std"], grouped["mean"] + grouped["std"]
-            axis.fill_between(grouped.sparsity, low, high, color=COLOURS[name], alpha=0.25, linewidth=0)
+            # Adaptive sweeps look elsewhere for every seed: between its points a seed's curve is a straight line.
+            curves = part.pivot_table(index="sparsity", columns="seed", values=column).interpolate(
+                "index", limit_area="inside"
+            )
+            mean, spread = curves.mean(axis=1), curves.std(axis=1).fillna(0)
+            axis.plot(mean.index, mean, color=COLOURS[name], linewidth=2)
+            axis.fill_between(mean.index, mean - spread, mean + spread, color=COLOURS[name], alpha=0.25, linewidth=0)
             _mark_limits(axis, row, ("formula", "directional", "measured", "fine_tuned"))
             percent_axis(axis)
             axis.set_xlabel("sparsity (fraction removed)")

@@ -71,11 +71,12 @@ def plot_rounds(frame: pd.DataFrame) -> Figure:
     """Draw how the limit moves as iterative pruning goes on, one panel per network.
 
     Args:
-        frame: Output of ``rounds_frame``.
+        frame: Output of ``rounds_frame``; rounds whose network is dead are not drawn.
 
     Returns:
         Predicted and measured limit against the sparsity already reached; the diagonal is where nothing more could go.
     """
+    frame = frame[frame.alive.astype(bool)]
     titles = list(dict.fromkeys(frame.title))
     figure, axes = panel_grid(len(titles), 2, width=4.8 if len(titles) > 1 else 6.4, height=3.6)
     kinds = {
@@ -134,8 +135,9 @@ def describe_rounds(frame: pd.DataFrame) -> str:
         One sentence per network.
     """
     sentences = []
-    for title, here in frame.groupby("title", sort=False):
-        first, last = here[here["round"] == here["round"].min()], here[here["round"] == here["round"].max()]
+    for title, here in frame[frame.alive.astype(bool)].groupby("title", sort=False):
+        rounds = here.groupby("seed")["round"]
+        first, last = here.loc[rounds.idxmin()], here.loc[rounds.idxmax()]
         sentences.append(
             f"{title}: before pruning formula {first.formula.mean():.1%}, measured {first.measured.mean():.1%}; with "
             f"{last.sparsity.mean():.1%} removed by the rounds formula {last.formula.mean():.1%}, measured "

@@ -45,6 +45,23 @@ def test_best_prefers_the_more_faithful_profile(recorded):
     assert {c.spec.hash for c in frames.beside("fc5-cifar10", "quick", [0, 1, 2])} >= {c.spec.hash for c in quick}
 
 
+def test_the_origin_names_every_commit(recorded):
+    cells = frames.load_cells("fc12-cifar10", "quick")
+    commits = [cell.record["provenance"]["commit"][:10] for cell in cells]
+    assert len(set(commits)) > 1
+    row = frames.origin(cells).iloc[0]
+    assert row.commit == ", ".join(dict.fromkeys(commits))
+    assert (row.seeds, row.device, row.command.split()[-1]) == ("0, 1, 2", "cpu", "3")
+
+
+def test_the_control_is_told_in_units_of_epsilon(recorded):
+    cells = frames.load_cells("resnet18-tinyimagenet", "quick")
+    limits = frames.limits_frame(cells)
+    for cell, moved in zip(cells, limits.control, strict=True):
+        loss = cell.record["dense"]["train_loss"] + moved * cell.record["epsilon"]
+        assert loss == pytest.approx(cell.record["fine_tuned"]["reference_loss"])
+
+
 def test_missing_cells_name_the_command_that_fills_them(recorded):
     missing = frames.missing_cells("resnet20-cifar10")
     row = missing[missing.profile == "paper"].iloc[0]

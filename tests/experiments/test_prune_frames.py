@@ -14,8 +14,11 @@ from prunelimit.experiments import prune_frames, rounds_frames
 from prunelimit.experiments.comparisons import COMPARISONS, find_comparisons
 from prunelimit.experiments.prune import EXPERIMENT
 from prunelimit.experiments.store import save_record
-from prunelimit.figures.pruners import describe_pruners, plot_pruners
+from prunelimit.figures.pruners import describe_pruners, describe_rounds, plot_pruners, plot_rounds
+from prunelimit.models import build_model
+from prunelimit.pruning.iterative import IterativeSpec, round_counts
 from prunelimit.pruning.methods import METHODS
+from prunelimit.pruning.smart_ratio import SmartRatioSpec, kept_per_layer
 
 NAME = "fc5-cifar10"
 
@@ -116,6 +119,24 @@ def test_every_comparison_belongs_to_a_table_and_has_known_methods() -> None:
                 assert spec.train.seed == spec.settings.seed == entry.train.seed == 1
 
 
+def test_rows_without_a_record_beside_another_are_named(some_records: dict[tuple[str, int, float], float]) -> None:
+    absent = prune_frames.absent_rows(prune_frames.prune_frame(NAME))
+    assert absent == ["layer-wise magnitude", "random", "IMP", "Smart-Ratio"]
+    assert prune_frames.absent_rows(prune_frames.prune_frame(NAME), "IMP") == []
+
+
+@pytest.mark.parametrize("name", list(COMPARISONS))
+def test_every_sparsity_of_a_grid_can_be_reached(name: str) -> None:
+    for profile, grid in COMPARISONS[name].profiles.items():
+        for entry in grid.entries:
+            if isinstance(entry.settings, IterativeSpec):
+                assert all(round_counts(10_000_000, entry.settings, s)[-1] for s in grid.sparsities)
+            if isinstance(entry.settings, SmartRatioSpec) and profile == "quick":
+                model = build_model(entry.train.model, input_shape=(1, 8, 8), seed=0)
+                for sparsity in grid.sparsities:
+                    kept_per_layer(model, sparsity, entry.settings)
+
+
 def test_an_unknown_comparison_is_named() -> None:
     with pytest.raises(PruneLimitError, match="comparison='fc6'"):
         find_comparisons("fc6")
@@ -124,13 +145,18 @@ def test_an_unknown_comparison_is_named() -> None:
 def test_rank_correlation_and_share_of_what_is_left() -> None:
     rows = [
         {"title": "a", "seed": 0, "round": r, "sparsity": s, "formula": f, "measured": f, "low": f, "high": f}
-        for r, s, f in ((0, 0.0, 0.5), (1, 0.5, 0.75), (2, 0.75, 0.875))
+        for r, s, f in ((0, 0.0, 0.5), (1, 0.5, 0.75), (2, 0.75, 0.875), (3, 0.875, 0.999))
     ]
-    table = rounds_frames.rounds_table(pd.DataFrame(rows)).set_index("limit")
+    # The last network gives every image the same class: nearly all that is left could go, and it does not count.
+    frame = pd.DataFrame(rows).assign(test_accuracy=[0.9, 0.9, 0.8, 0.1], alive=[True, True, True, False])
+    table = rounds_frames.rounds_table(frame).set_index("limit")
     one = table.loc["formula"]
     assert (one["dense"], one["last round"], one["change (points)"]) == ("50.0", "87.5", "+37.5")
     assert one["rank correlation"] == "+1.00"
     assert (one["of what is left, dense"], one["of what is left, last"]) == ("50.0", "50.0")
+    assert (one["test accuracy"], one["dead, left out"]) == ("90.0 to 80.0", "1 of 4")
+    assert "87.5%" in describe_rounds(frame)
+    assert max(plot_rounds(frame).axes[0].lines[0].get_ydata()) == 0.875
     assert not np.isnan(float(one["rank correlation"]))
 
 

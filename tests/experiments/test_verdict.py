@@ -86,14 +86,14 @@ def test_the_penalty_is_judged_by_an_interval(gains: tuple[float, ...], expected
     assert verdict.penalty_helps_gems(again) == found
 
 
-def rounds(limits_of_runs: list[list[float]]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {"title": "a", "seed": seed, "round": r, "sparsity": 0.1 * r, "formula": value, "measured": value}
-            for seed, values in enumerate(limits_of_runs)
-            for r, value in enumerate(values)
-        ]
-    )
+def rounds(limits_of_runs: list[list[float]], accuracies: list[float] | None = None) -> pd.DataFrame:
+    rows = [
+        {"title": "a", "seed": seed, "round": r, "sparsity": 0.1 * r, "formula": value, "measured": value}
+        for seed, values in enumerate(limits_of_runs)
+        for r, value in enumerate(values)
+    ]
+    alive = [accuracies is None or accuracies[row["round"]] >= 0.45 for row in rows]
+    return pd.DataFrame(rows).assign(alive=alive)
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,44 @@ def rounds(limits_of_runs: list[list[float]]) -> pd.DataFrame:
     [
         ([[0.5, 0.6, 0.7], [0.5, 0.7, 0.8]], "holds"),
         ([[0.5, 0.6, 0.7]] * 5 + [[0.5, 0.7, 0.6]], "holds in part"),
+        ([[0.5, 0.51, 0.52]], "holds in part"),  # of what is left, less and less can go
         ([[0.5, 0.4, 0.6]], "does not hold"),
     ],
 )
 def test_iterative_pruning_is_judged_run_by_run(runs: list[list[float]], expected: str) -> None:
     assert verdict.iterative_raises(rounds(runs)).verdict == expected
+
+
+def test_a_limit_that_is_only_pushed_along_by_pruning_does_not_count_as_raised() -> None:
+    # From no network can anything more be removed: the rank correlation is one all the same.
+    found = verdict.iterative_raises(rounds([[0.1 * r for r in range(8)]]))
+    assert found.verdict == "holds in part"
+
+
+def test_dead_networks_do_not_raise_a_limit() -> None:
+    runs = [[0.5, 0.51, 0.52, 0.99]]
+    assert verdict.iterative_raises(rounds([[0.5, 0.6, 0.7, 0.99]])).verdict == "holds"
+    found = verdict.iterative_raises(rounds(runs, [0.9, 0.9, 0.9, 0.1]))
+    assert found.verdict == "holds in part"
+    assert "1 of 4 networks dead and left out" in found.measured
+    assert "from 50.0% to 40.0%" in found.measured
+
+
+def test_errors_over_fewer_networks_say_so_and_are_compared_on_the_same_ones() -> None:
+    frame = limits([0.9, 0.8, 0.7, 0.6], [0.85, 0.85, 0.5, 0.5], [0.8, 0.8, 0.7, 0.6]).assign(
+        control=[0.0, 2.0, -0.5, 0.1]
+    )
+    frame["refit"] = [0.82, 0.82, np.nan, np.nan]
+    measured = verdict.limit_predicts_practice(frame, "fine_tuned", "test").measured
+    assert "over 4 networks: formula 2.5, refit 2.0 (on 2), emp 10.0" in measured
+    assert "On the 2 networks where refit is recorded: formula 5.0, refit 2.0, emp 5.0" in measured
+    assert "In 1 of 4" in measured
+    assert "without these: formula 3.3, refit 2.0 (on 1), emp 11.7" in measured
+
+
+def test_a_missing_rival_keeps_lomp_from_holding() -> None:
+    found = verdict.lomp_beats(pruned(0.9, 0.9), "test", "tab03", absent=["CHITA"])
+    assert (found.verdict, found.measured.endswith("without a record: CHITA")) == ("holds in part", True)
 
 
 def test_without_records_nothing_is_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

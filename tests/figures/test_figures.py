@@ -3,6 +3,7 @@
 import html
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from prunelimit import figures
@@ -31,6 +32,22 @@ def test_sweeps_have_two_panels_per_network_and_a_line_per_limit(cells):
     verticals = {round(line.get_xdata()[0], 6) for line in figure.axes[0].lines[1:]}
     means = limits[["formula", "directional", "measured", "fine_tuned"]].mean()
     assert verticals == {round(v, 6) for v in means}
+
+
+def test_sweeps_at_other_places_for_every_seed_are_averaged_between_their_points(cells):
+    limits = frames.limits_frame(cells[:2])
+    # Two straight lines, one above the other, known at different places: their mean is straight, and so is the band.
+    places = {0: [0.0, 0.5, 0.999], 1: [0.0, 0.25, 0.999]}
+    parts = [
+        {"sparsity": s, "test_accuracy": 1 - s / 2 + 0.1 * k, "train_loss": 1 + s} for k in places for s in places[k]
+    ]
+    sweeps = pd.DataFrame(parts).assign(title=limits.title.iloc[0], seed=np.repeat([0, 1], 3))
+    axis = figures.plot_sweeps(sweeps, limits).axes[0]
+    x, y = axis.lines[0].get_data()
+    np.testing.assert_allclose(x, [0, 0.25, 0.5, 0.999])
+    np.testing.assert_allclose(y, 1.05 - x / 2)
+    edges = axis.collections[0].get_paths()[0].vertices
+    assert np.ptp(edges[np.isclose(edges[:, 0], 0.25)][:, 1]) == pytest.approx(np.sqrt(2) * 0.1)
 
 
 def test_the_radius_figure_draws_every_seed(cells):

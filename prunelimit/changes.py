@@ -77,9 +77,10 @@ class Change:
                 f"{self.weights * self.radius:.3g}; or a tolerated rise {self.epsilon:.3g} times as large."
             ]
         if math.isfinite(self.rise):
+            times = f", {self.rise / epsilon:.3g} times what is tolerated" if self.rise > 0 else ""
             lines.append(
-                f"One cut to {self.sparsity:.1%} now changes the loss by {self.rise:+.3g} nats, {self.rise / epsilon:.3g} times "
-                "what is tolerated: measured, with the kept weights as they are."
+                f"One cut to {self.sparsity:.1%} now changes the loss by {self.rise:+.3g} nats{times}: measured, with the kept "
+                "weights as they are."
             )
         return lines
 

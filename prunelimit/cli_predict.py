@@ -19,6 +19,9 @@ LOSSES = ("cross_entropy", "mse_loss", "binary_cross_entropy_with_logits", "own"
 #: Kinds of units that have a name, those of prunelimit.pruning.structured; importing it would take seconds.
 UNITS = ("channel", "input", "head")
 
+#: Training images of a data set behind the curvature, unless more or fewer are asked for.
+EXAMPLES = 2000
+
 #: Endings of the file of a report.
 REPORTS = (".html", ".json", ".txt", ".svg", ".png", ".pdf")
 
@@ -92,7 +95,12 @@ def predict(
     ] = None,
     steps: Annotated[int, typer.Option(help="Hessian products per probe; more steps narrow the interval.")] = 64,
     probes: Annotated[int, typer.Option(help="Random probes; more probes reduce noise on small networks.")] = 1,
-    examples: Annotated[int, typer.Option(help="Training images behind the curvature; 0 for all.")] = 2000,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Examples behind the curvature; 0 for all. Default: {EXAMPLES:,} of a data set, all of your own data."
+        ),
+    ] = None,
     low_memory: Annotated[bool, typer.Option("--low-memory", help="Run Lanczos without a basis.")] = False,
     shard_parameters: Annotated[
         bool,
@@ -140,15 +148,25 @@ def predict(
     wanted = numbers_of(targets, "targets")
     if wanted and report is None:
         raise PruneLimitError("targets serves a report: give --report FILE.html as well.")
+    if not 0 <= at_least <= 1:
+        raise PruneLimitError(f"at_least={at_least!r} must lie between 0 and 1: 0.9 asks for 90 % to be removable.")
+    if examples is not None and examples < 0:
+        raise PruneLimitError(f"examples={examples!r} must not be negative: give 0 for all.")
+    if arch and ":" in model:
+        raise PruneLimitError(
+            f"arch={arch!r} serves a file of weights: leave it out where a function makes the network."
+        )
     loss_fn = _loss(loss)
     with joined_processes(device) as rank:
         place = "cpu" if shard_parameters else device  # which the whole network may not fit on
         if ":" in data:
-            batches, sample = _own_data(data, model), None
+            if examples and report is not None:
+                raise PruneLimitError("examples with --report serves a data set: let your function give fewer batches.")
+            batches, sample = _own_data(data, model), examples or None
             network = _own_network(model, weights, trust_pickle, place)
         else:
             network, split = _catalogue(model, arch, weights, trust_pickle, data, seed, device, place)
-            batches, sample = _taken(split, examples, chosen, report)
+            batches, sample = _taken(split, EXAMPLES if examples is None else examples, chosen, report)
         if shard_parameters:
             network = _sharded(network, device, chosen[0])
         numbered = _units(units, network)
@@ -369,6 +387,8 @@ def _known_network(model: str, arch: str, dataset: Any, seed: int, device: str, 
             )
         network = build_model(arch, input_shape=dataset.image_shape, num_classes=dataset.num_classes)
         return load_weights(network, model, trust=trust).to(device)
+    if arch:
+        raise PruneLimitError(f"arch={arch!r} serves a file of weights: --model FILE.safetensors; {model!r} is none.")
     if model not in MODELS:
         raise unknown_name("model", model, MODELS)
     for task in TASKS.values():

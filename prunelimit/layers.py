@@ -12,6 +12,7 @@ from torch import nn
 
 from prunelimit.adapters import Adapted, adapt
 from prunelimit.curvature.data import LossFunction
+from prunelimit.curvature.operator import DisconnectedError
 from prunelimit.errors import PruneLimitError
 from prunelimit.limit import default_epsilon
 from prunelimit.path_limits import own_shard
@@ -162,9 +163,16 @@ def layers_adapted(
     named = dict(adapted.model.named_parameters())
     total = sum(named[name].numel() for names in groups.values() for name in names)
     rows, cost = [], {"products": 0.0, "evaluations": 0.0, "seconds": 0.0}
+    apart = 0
     for layer, names in groups.items():
         own = dataclasses.replace(settings, prunable=list(names), masks=unit_masks(adapted.model, units, names))
-        limit = predict_adapted(adapted, epsilon, own)
+        try:
+            limit = predict_adapted(adapted, epsilon, own)
+        except DisconnectedError:
+            apart += 1
+            if apart == len(groups):  # not layers that the network does not use, but a pass without gradients
+                raise
+            limit = predict_adapted(adapted, epsilon, dataclasses.replace(own, method="measured"))
         low, high = limit.interval
         row = {"layer": layer, "weights": limit.total, "share": limit.total / total}
         rows.append(row | {"sparsity": limit.sparsity, "low": low, "high": high})

@@ -42,16 +42,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _plain_kernels(module: nn.Module) -> Iterator[None]:
-    """Switch off fused attention and, for recurrent layers, fused kernels: they have no second derivative."""
+    """Switch off fused attention, fused recurrent kernels and sparse gradients: they have no second derivative."""
     fast = torch.backends.mha.get_fastpath_enabled()
+    sparse = [m for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse]
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(part, nn.RNNBase) for part in module.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         torch.backends.mha.set_fastpath_enabled(False)
+        for embedding in sparse:
+            embedding.sparse = False
         try:
             yield
         finally:
+            for embedding in sparse:
+                embedding.sparse = True
             torch.backends.mha.set_fastpath_enabled(fast)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -62,6 +63,13 @@ CPU_CONVOLUTION_BYTES, STATES_PER_WEIGHTS = 2**26, 10
 DENSE_ROWS = 20_000
 
 _log = logging.getLogger("prunelimit")
+
+#: Networks of which it was said already that the loss does not depend on all their parameters.
+_told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+class DisconnectedError(PruneLimitError):
+    """The loss has no gradient by any of the parameters."""
 
 
 class CurvatureOperator:
@@ -285,7 +293,8 @@ class CurvatureOperator:
         columns, targets = [self._cut(row) for row in rows], [self._cut(row) for row in result]
         gradient = None if known else torch.zeros(self.width, dtype=self.dtype, device=self.device)
         slope = [] if gradient is None else self._cut(gradient)
-        loss, touched = torch.zeros((), dtype=torch.float64, device=self.device), known or not self._source
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        untouched = set() if known or not self._source else set(self.names)
         with nullcontext() if kept is not None else self._network.ready():
             engine = self._ready_engine()
             self._held = []
@@ -298,7 +307,7 @@ class CurvatureOperator:
                     if number == 0:
                         engine.check(state)
                     loss += share * state.loss
-                    touched = touched or any(part is not None for part in state.gradients)
+                    untouched -= {n for n, part in zip(self.names, state.gradients, strict=True) if part is not None}
                     _add(slope, state.gradients, share)
                 if self._keep and kept is None:
                     self._held.append((share, state))
@@ -310,15 +319,31 @@ class CurvatureOperator:
             # One look at the end instead of one per batch, which would stop a GPU each time.
             if not math.isfinite(loss):
                 raise PruneLimitError(f"loss_fn returned {loss.item()}: check the data and the weights for NaN.")
-            if not touched:
-                raise PruneLimitError(
+            if len(untouched) == len(self.names):
+                raise DisconnectedError(
                     "the loss does not depend on the prunable weights: a forward pass or loss_fn without gradients (no_grad, "
                     "detach, argmax, reentrant checkpointing) has no curvature; mend it, or choose method='measured'."
                 )
+            if untouched and self._world == 1:  # another process's part may use them
+                self._tell_untouched(untouched)
             self._loss, self._gradient = float(loss), gradient
         if self._keep:
             self._kept = self._held if kept is None else kept
         return result
+
+    def _tell_untouched(self, names: set[str]) -> None:
+        """Warn, once per network, of parameters that the loss does not depend on: without curvature they count as removable."""
+        if self.model in _told:
+            return
+        _told.add(self.model)
+        count = sum(p.numel() for name, p in zip(self.names, self.parameters, strict=True) if name in names)
+        _log.warning(
+            "The loss does not depend on %s (%s of %s weights): no method sees a reason to keep them; leave them out by "
+            "prunable= unless that is meant.",
+            ", ".join(name for name in self.names if name in names),
+            f"{count:,}",
+            f"{self.dimension:,}",
+        )
 
     def _cut(self, row: Tensor) -> list[Tensor]:
         """View a vector as tensors of the parameters' shapes."""

@@ -341,6 +341,12 @@ def find_tasks(names: str | Sequence[str] | None) -> list[Task]:
 def _find(names: str | Sequence[str] | None, known: Mapping[str, AnyTask]) -> list[AnyTask]:
     wanted = list(known) if names is None else [names] if isinstance(names, str) else list(names)
     for name in wanted:
+        if known is TASKS and name in LADDERS:
+            raise PruneLimitError(
+                f"task={name!r} is one of the small networks of the ladder: prunelimit ladder {name}."
+            )
+        if known is LADDERS and name in TASKS:
+            raise PruneLimitError(f"task={name!r} is no network of the ladder: prunelimit run {name}.")
         if name not in known:
             raise unknown_name("task", name, known)
     return [known[name] for name in wanted]

@@ -289,6 +289,12 @@ def test_status_tells_whether_the_limit_is_high_enough(call: Callable[..., tuple
     assert "PruningLimit by formula" in shown
 
 
+def test_examples_of_own_data_are_drawn(call: Callable[..., tuple]) -> None:
+    found = [json.loads(call(*OWN, "--json", *more)[1]) for more in ((), ("--examples", "0"), ("--examples", "50"))]
+    assert found[0]["dimension"] == found[1]["dimension"] != found[2]["dimension"]
+    assert [limit["examples"] for limit in found] == [300, 300, 50]
+
+
 @pytest.mark.parametrize(
     ("words", "fragment"),
     [
@@ -309,6 +315,13 @@ def test_status_tells_whether_the_limit_is_high_enough(call: Callable[..., tuple
         ((*OWN, "--prunable", ""), "names no parameter"),
         ((*OWN, "--prunable", "*.bias"), "prunable='*.bias' is unknown"),
         ((*OWN, "--units", "chanel"), "Did you mean 'channel'"),
+        ((*OWN, "--at-least", "90"), "at_least=90.0 must lie between 0 and 1"),
+        ((*OWN, "--at-least", "nan"), "at_least=nan must lie between 0 and 1"),
+        ((*OWN, "--arch", "fc5"), "arch='fc5' serves a file of weights"),
+        (("--model", "fc5-quick", "--data", "digits", "--arch", "fc5"), "'fc5-quick' is none"),
+        ((*OWN, "--examples", "-1"), "examples=-1 must not be negative"),
+        ((*OWN, "--examples", "10", "--report", "r.html"), "let your function give fewer batches"),
+        ((*OWN, "--examples", "10", "--method", "measured"), "serves the methods formula"),
         ((*OWN, "--units", "heads"), "has no attention whose weights are called"),
         ((*OWN, "--shard-parameters"), "needs processes: start them with torchrun"),
         ((*OWN, "--shard-parameters", "--method", "cut"), "choose one of formula, directional, measured"),

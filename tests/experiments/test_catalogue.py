@@ -1,13 +1,14 @@
 """The catalogue holds the released settings and refuses what it does not know."""
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from prunelimit.datasets import SOURCES
 from prunelimit.errors import PruneLimitError
-from prunelimit.experiments.catalogue import SEEDS, TASKS, find_tasks
+from prunelimit.experiments.catalogue import SEEDS, TASKS, find_ladders, find_tasks
 from prunelimit.experiments.frames import Cell
 from prunelimit.experiments.specs import LimitSpec
 from prunelimit.experiments.store import repository
@@ -153,3 +154,15 @@ def test_every_record_of_the_checkout_belongs_to_a_cell():
     there = {(e, path.stem) for e in {e for e, _ in known} for path in (folder / e).glob("*.json")}
     assert there
     assert there <= known
+
+
+@pytest.mark.parametrize(
+    ("find", "name", "told"),
+    [
+        (find_tasks, "fc3-weak-l1", "prunelimit ladder fc3-weak-l1"),
+        (find_ladders, "fc5-cifar10", "prunelimit run fc5-cifar10"),
+    ],
+)
+def test_a_task_of_another_command_is_told_which(find: Callable[[str], object], name: str, told: str) -> None:
+    with pytest.raises(PruneLimitError, match=told):
+        find(name)

@@ -249,9 +249,7 @@ _TASKS = (
         "ResNet20",
         {
             "quick": dataclasses.replace(_quick("resnet8-quick", epochs=30, l1=5e-4), exact=False, steps=256),
-            "laptop": _cifar(
-                dataclasses.replace(_RESNET20, epochs=20), curvature_examples=1000, steps=64, tune_epochs=2
-            ),
+            "laptop": _cifar(dataclasses.replace(_RESNET20, epochs=20), curvature_examples=1000, steps=64),
             "paper": _paper(_RESNET20),
         },
         rows={"quick": None},

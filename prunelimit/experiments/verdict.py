@@ -106,6 +106,9 @@ def limit_predicts_practice(limits: pd.DataFrame, actual: str, what: str) -> Fin
             f". In {away} of {limits.control.notna().sum()} the further training moves the unpruned network itself by more than ε, so "
             f"that limit is about another sublevel set than that of w*; without these: {_in_words(prediction_errors(kept, actual))}"
         )
+    if actual == "fine_tuned" and "seen" in limits:
+        beyond = limits.seen > limits[["formula_high", "upper"]].max(axis=1)
+        measured += f". A network within ε of w* itself was seen beyond the formula's interval and window in {beyond.sum()} of {len(limits)}"
     beats = formula["error"] < found["emp"]["error"]
     return Finding(claim, _decided(formula["error"] <= CLOSE and beats, beats), measured, rule, page)
 

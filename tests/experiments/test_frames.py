@@ -54,6 +54,21 @@ def test_the_origin_names_every_commit(recorded):
     assert (row.seeds, row.device, row.command.split()[-1]) == ("0, 1, 2", "cpu", "3")
 
 
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([], 0.5),
+        ([[0.4, 1.0]], 0.5),  # the cut was sparser
+        ([[0.6, 1.05], [0.7, 1.1], [0.8, 1.2]], 0.7),
+        ([[0.6, 1.2], [0.7, 0.9]], 0.7),  # training does not fall steadily
+    ],
+)
+def test_the_sparsest_network_seen_is_within_epsilon_of_the_dense_one(points, expected):
+    record = {"dense": {"train_loss": 1.0}, "epsilon": 0.1, "measured": {"sparsity": 0.5}}
+    assert frames.sparsest_seen(record) == 0.5
+    assert frames.sparsest_seen(record | {"fine_tuned": {"points": points}}) == expected
+
+
 def test_the_control_is_told_in_units_of_epsilon(recorded):
     cells = frames.load_cells("resnet18-tinyimagenet", "quick")
     limits = frames.limits_frame(cells)

@@ -136,6 +136,15 @@ def test_errors_over_fewer_networks_say_so_and_are_compared_on_the_same_ones() -
     assert "without these: formula 3.3, refit 2.0 (on 1), emp 11.7" in measured
 
 
+def test_networks_seen_beyond_the_formula_are_counted() -> None:
+    frame = limits([0.9, 0.8, 0.7, 0.6], [0.85, 0.85, 0.5, 0.5], [0.8, 0.8, 0.7, 0.6])
+    frame = frame.assign(
+        seen=[0.91, 0.95, 0.95, 0.95], formula_high=[0.92, 0.9, 0.96, 0.9], upper=[0.9, 0.96, 0.9, 0.94]
+    )
+    measured = verdict.limit_predicts_practice(frame, "fine_tuned", "test").measured
+    assert "seen beyond the formula's interval and window in 1 of 4" in measured
+
+
 def test_a_missing_rival_keeps_lomp_from_holding() -> None:
     found = verdict.lomp_beats(pruned(0.9, 0.9), "test", "tab03", absent=["CHITA"])
     assert (found.verdict, found.measured.endswith("without a record: CHITA")) == ("holds in part", True)

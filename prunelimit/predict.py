@@ -76,8 +76,8 @@ def predict_limit(
             second-order expansion along the pruning path, when you want the better prediction of one-shot pruning for
             this one network; ``"refit"``, second-order refitting of the kept weights, when you want to predict the
             fine-tuned limit; ``"measured"``, bisection on the loss itself, when you want the truth for one-shot pruning.
-        steps: Curvature products per probe, for the formula, and per line of sight, for cone and cut. The certified interval shrinks faster than they grow
-            and slower than their square; twice as many cost twice the time and memory.
+        steps: Curvature products per probe, for the formula, and per line of sight, for cone and cut. More of them narrow the
+            certified interval, on some spectra hardly at first; twice as many cost twice the time and memory.
         probes: Random probes, for formula, cone and cut; one is enough for a million weights. Several share one Krylov space,
             from which more is known than from one each; see :func:`~prunelimit.curvature.spectrum`.
         seed: Seed of the first probe and of the sample.

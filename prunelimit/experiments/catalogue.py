@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from prunelimit.checks import integers, pick_names, several
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.experiments.specs import CurvatureSpec, LadderSpec, LimitSpec, RefitSpec, RowsSpec, SightSpec
 from prunelimit.training import TrainSpec
@@ -337,14 +338,42 @@ def find_tasks(names: str | Sequence[str] | None) -> list[Task]:
 
 
 def _find(names: str | Sequence[str] | None, known: Mapping[str, AnyTask]) -> list[AnyTask]:
-    wanted = list(known) if names is None else [names] if isinstance(names, str) else list(names)
-    for name in wanted:
+    for name in [] if names is None else several("task", names):
         if known is TASKS and name in LADDERS:
             raise PruneLimitError(
                 f"task={name!r} is one of the small networks of the ladder: prunelimit ladder {name}."
             )
         if known is LADDERS and name in TASKS:
             raise PruneLimitError(f"task={name!r} is no network of the ladder: prunelimit run {name}.")
-        if name not in known:
-            raise unknown_name("task", name, known)
-    return [known[name] for name in wanted]
+    return [known[name] for name in pick_names("task", names, known)]
+
+
+def find_profiles(profile: str | None, every: str | None = "best") -> list[str]:
+    """List the profiles to look in, the most faithful first.
+
+    Args:
+        profile: One of ``PROFILES``, or what stands for all of them.
+        every: What stands for all of them.
+
+    Returns:
+        Names.
+
+    Raises:
+        PruneLimitError: If the profile is unknown.
+    """
+    return list(PROFILES) if profile == every else pick_names("profile", [profile], (*PROFILES, str(every)))
+
+
+def find_seeds(seeds: int | Sequence[int]) -> list[int]:
+    """List training seeds.
+
+    Args:
+        seeds: One, or several.
+
+    Returns:
+        The seeds, in their order.
+
+    Raises:
+        PruneLimitError: If there is none, one is no whole number or negative, or one is there twice.
+    """
+    return integers("seeds", seeds, least=0)

@@ -1,4 +1,4 @@
-"""Checks of arguments that every module here shares."""
+"""Checks of vectors and matrices that every module here shares."""
 
 from __future__ import annotations
 
@@ -48,46 +48,6 @@ def positive_vector(name: str, values: Any) -> np.ndarray:
     if not (array > 0).all():
         raise PruneLimitError(f"{name} must all be positive; the smallest is {array.min()}: leave flat directions out.")
     return array
-
-
-def positive(name: str, value: Any) -> float:
-    """Return a positive finite number.
-
-    Args:
-        name: What the argument is called.
-        value: What was given.
-
-    Returns:
-        The number.
-
-    Raises:
-        PruneLimitError: If it is not one.
-    """
-    if not isinstance(value, (int, float, np.number)) or not (np.isfinite(value) and value > 0):
-        raise PruneLimitError(f"{name}={value!r} must be a positive number.")
-    return float(value)
-
-
-def integer(name: str, value: int, least: int = 1, most: int | None = None) -> int:
-    """Return a whole number in a range.
-
-    Args:
-        name: What the argument is called.
-        value: What was given.
-        least: Smallest number that is accepted.
-        most: Largest number that is accepted; ``None`` for no bound.
-
-    Returns:
-        The number.
-
-    Raises:
-        PruneLimitError: If it is not a whole number or lies outside.
-    """
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        span = f"at least {least}" if most is None else f"between {least} and {most}"
-        raise PruneLimitError(f"{name}={value!r} must be a whole number, {span}.")
-    return int(value)
 
 
 def orthonormal(name: str, basis: Any, ambient: int | None = None) -> np.ndarray:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from scipy import integrate, optimize, special
 
+from prunelimit.checks import integer
 from prunelimit.errors import PruneLimitError
-from prunelimit.geometry.checks import integer, orthonormal, vector
+from prunelimit.geometry.checks import orthonormal, vector
 from prunelimit.geometry.sampling import Random, random_subspace
 
 

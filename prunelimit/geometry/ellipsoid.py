@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
+from prunelimit.checks import positive
 from prunelimit.errors import PruneLimitError, unknown_name
-from prunelimit.geometry.checks import positive, positive_vector, vector
+from prunelimit.geometry.checks import positive_vector, vector
 from prunelimit.geometry.cones import CircularCone, Cone
 from prunelimit.geometry.sampling import Random, random_direction
 

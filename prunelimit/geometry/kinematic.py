@@ -6,8 +6,7 @@ import math
 
 from scipy import stats
 
-from prunelimit.errors import PruneLimitError
-from prunelimit.geometry.checks import integer
+from prunelimit.checks import integer, within
 from prunelimit.geometry.cones import CircularCone, Cone, Orthant, Subspace
 from prunelimit.geometry.ellipsoid import EllipsoidCone
 
@@ -31,9 +30,7 @@ def transition_window(ambient: int, eta: float = ETA) -> float:
         PruneLimitError: If eta is not a probability.
     """
     integer("ambient", ambient)
-    if not 0 < eta < 1:
-        raise PruneLimitError(f"eta={eta!r} must lie between 0 and 1.")
-    return math.sqrt(8 * math.log(4 / eta)) * math.sqrt(ambient)
+    return math.sqrt(8 * math.log(4 / within("eta", eta, 0, 1))) * math.sqrt(ambient)
 
 
 def kinematic_bound(total: float, ambient: int) -> tuple[float, float]:

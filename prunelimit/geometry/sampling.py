@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from prunelimit.geometry.checks import integer
+from prunelimit.checks import integer
 
 #: A generator, or the seed of one.
 Random = np.random.Generator | int

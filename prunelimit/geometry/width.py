@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from prunelimit.checks import integer
 from prunelimit.errors import PruneLimitError
-from prunelimit.geometry.checks import integer, positive_vector
+from prunelimit.geometry.checks import positive_vector
 from prunelimit.geometry.cones import Cone
 from prunelimit.geometry.sampling import Random
 

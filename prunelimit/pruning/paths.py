@@ -38,7 +38,7 @@ class MaskPath:
         self.total = sum(w.numel() for w in self._weights)
         curve = [0.0] + [float(self.displacement(k / points).norm()) for k in range(1, points)]
         everything = math.sqrt(sum(float(w.double().square().sum()) for w in self._weights))
-        # A pruner may move closer at a higher sparsity; the theorem only needs the farthest so far.
+        # A pruner may move closer at a higher sparsity; the farthest so far is on the safe side.
         self.distance = np.maximum.accumulate(np.array([*curve, everything]))
 
     def masks(self, sparsity: float) -> Masks:

@@ -28,7 +28,16 @@ WORKERS = 2
 
 
 class NotebookFailed(Exception):
-    """A cell raised; the message holds the notebook, the cell and its traceback."""
+    """A cell raised; the message holds the notebook, the cell and its traceback.
+
+    Args:
+        message: What happened.
+        mendable: Whether all that was raised is a PruneLimitError, which a user can mend.
+    """
+
+    def __init__(self, message: str, mendable: bool = False) -> None:
+        super().__init__(message)
+        self.mendable = mendable
 
 
 class Builder:
@@ -118,17 +127,18 @@ class Builder:
             print(f"executing {len(stale)} of {len(names)} notebooks", flush=True)
         else:
             print(f"{len(names)} notebooks are up to date", flush=True)
-        failures = []
+        failures, mendable = [], True
         context = multiprocessing.get_context("spawn")  # kernels start threads, which a fork would copy half-dead
         with concurrent.futures.ProcessPoolExecutor(max_workers=WORKERS, mp_context=context) as pool:
             jobs = {pool.submit(_execute_one, self.root, self.executed, n, parameters, library): n for n in stale}
             for job in concurrent.futures.as_completed(jobs):
-                seconds, problem = job.result()
+                seconds, problem, own = job.result()
                 print(f"  {jobs[job]:<12} {'failed' if problem else 'ok':<6} {seconds:6.1f} s", flush=True)
                 if problem:
                     failures.append(problem)
+                    mendable = mendable and own
         if failures:
-            raise NotebookFailed("\n\n".join(failures))
+            raise NotebookFailed("\n\n".join(failures), mendable)
         return len(stale)
 
     def write_stage(self) -> str:
@@ -364,8 +374,8 @@ def staged_notebook(notebook: dict[str, Any]) -> dict[str, Any]:
 
 def _execute_one(
     root: Path, executed: Path, name: str, parameters: dict[str, Any], library: str
-) -> tuple[float, str | None]:
-    """Execute one notebook in this process; give its seconds and, if a cell raised, where and why."""
+) -> tuple[float, str | None, bool]:
+    """Execute one notebook in this process; give its seconds and, if a cell raised, where and why, and if a user can mend it."""
     import warnings
 
     import papermill
@@ -403,9 +413,11 @@ def _execute_one(
     except PapermillExecutionError as error:
         frames = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
         number = f"{name}, cell {error.cell_index + 1}"
-        return time.monotonic() - start, f"notebooks/{number}:\n{error.source}\n\n{frames}"
+        if error.ename == PruneLimitError.__name__:
+            return time.monotonic() - start, f"notebooks/{number}: {error.evalue}", True
+        return time.monotonic() - start, f"notebooks/{number}:\n{error.source}\n\n{frames}", False
     except Exception as error:
-        return time.monotonic() - start, f"notebooks/{name}: {error!r}\n{log.read_text()[-3000:]}"
+        return time.monotonic() - start, f"notebooks/{name}: {error!r}\n{log.read_text()[-3000:]}", False
     finally:
         log.unlink(missing_ok=True)
     paths = sorted(set(trace.read_text(encoding="utf-8").split("\n")) - {""}) if trace.is_file() else []
@@ -413,4 +425,4 @@ def _execute_one(
     records = {os.path.relpath(path, root): _file_digest(Path(path)) for path in paths}
     key = {"source": digest, "parameters": parameters, "library": library, "records": records}
     write_json(executed / f"{name}.json", key)
-    return time.monotonic() - start, None
+    return time.monotonic() - start, None, False

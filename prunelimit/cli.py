@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from prunelimit import cli_predict, cli_records, cli_regimes, cli_transformers
-from prunelimit.cli_options import out, say
+from prunelimit.cli_options import out, parameter_of, say
 from prunelimit.errors import PruneLimitError
 
 app = typer.Typer(
@@ -49,15 +49,23 @@ def figure(
     folder: Annotated[Path, typer.Option(help="Where to put the executed notebook and its pictures.")] = Path(
         "figures"
     ),
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter",
+            "-p",
+            help="NAME=VALUE of the notebook's first cell, as in Python or YAML; again for another.",
+        ),
+    ] = None,
 ) -> None:
-    """Execute one notebook of the book and keep its pictures.
+    """Execute one notebook of the book, with other parameters if you like, and keep its pictures.
 
-    Example: `prunelimit figure fig4`
+    Example: `prunelimit figure fig4`, `prunelimit figure phase -p rotations=60 -p 'totals=[20, 40, 80]'`
     """
     import base64
     import re
 
-    from prunelimit.book import Builder
+    from prunelimit.book import Builder, NotebookFailed
     from prunelimit.files import atomic_file
 
     short = re.fullmatch(r"([a-z]+)(\d)", name)
@@ -69,7 +77,14 @@ def figure(
         say(f"{folder / 'limit.svg'}")
         return
     builder.executed = folder.resolve()
-    builder.execute([name], {} if profile is None else {"profile": profile})
+    values = ({} if profile is None else {"profile": profile}) | dict(map(parameter_of, parameter or []))
+    try:
+        builder.execute([name], values)
+    except NotebookFailed as error:
+        if error.mendable:
+            raise PruneLimitError(str(error)) from error
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from error
     cells = json.loads((folder / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     pictures = [o["data"]["image/png"] for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     for number, picture in enumerate(pictures, 1):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -43,6 +44,23 @@ def numbers_of(text: str, what: str) -> list[float]:
         except ValueError:
             raise PruneLimitError(f"{what} has {word!r}, which is no number: give a list such as 0.9,0.95.") from None
     return numbers
+
+
+def parameter_of(text: str) -> tuple[str, Any]:
+    """Cut NAME=VALUE in two; the value is what Python, or else YAML, reads in it."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise PruneLimitError(f"parameter={text!r} has no value: give -p NAME=VALUE.")
+    try:
+        return name.strip(), ast.literal_eval(value.strip())
+    except (SyntaxError, ValueError):
+        pass
+    import yaml
+
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise PruneLimitError(f"parameter={text!r} cannot be read: quote a list as '{name}=[1, 2]'.") from None
 
 
 def check_device(device: str) -> str:

@@ -98,7 +98,8 @@ def predict(
     examples: Annotated[
         int | None,
         typer.Option(
-            help=f"Examples behind the curvature; 0 for all. Default: {EXAMPLES:,} of a data set, all of your own data."
+            help=f"Examples behind the curvature; 0 for all. Default: {EXAMPLES:,} of a data set, all of your own data. "
+            "Directional, refit and measured see only these, for the default epsilon too."
         ),
     ] = None,
     low_memory: Annotated[bool, typer.Option("--low-memory", help="Run Lanczos without a basis.")] = False,

@@ -9,8 +9,12 @@ from collections.abc import Iterable
 class PruneLimitError(ValueError):
     """Input that the user can mend: the message names the argument, its value and the fix.
 
-    The command line prints the message alone and exits with status 2.
+    The command line prints the message alone and exits with status 2; a notebook shows it without the traceback.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """Say to IPython what a notebook shows."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 def unknown_name(kind: str, name: object, choices: Iterable[str]) -> PruneLimitError:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from prunelimit.checks import integer
 from prunelimit.errors import PruneLimitError
 
 
@@ -46,6 +47,8 @@ class DeviceSplit:
 
     def tensors(self, count: int | None = None, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return normalised images and labels, the first ``count`` of them or, with a generator, a random sample."""
+        if count is not None:
+            integer("count", count)
         if generator is None:
             chosen = torch.arange(min(count or len(self), len(self)), device=self.device)
         else:

@@ -13,9 +13,11 @@ from typing import Any
 
 import pandas as pd
 
+from prunelimit.checks import pick_names
 from prunelimit.errors import PruneLimitError
+from prunelimit.experiments.catalogue import PROFILES
 from prunelimit.experiments.regime_frames import regime_frame, regime_title
-from prunelimit.experiments.regime_grids import GRIDS, find_grid
+from prunelimit.experiments.regime_grids import find_grid, find_grids
 from prunelimit.landscape.parents import Measurement
 from prunelimit.landscape.reference import RESOLUTION, SOURCE, reference_frame
 
@@ -146,7 +148,7 @@ def reference_cells() -> pd.DataFrame:
 
 
 def load_grids(
-    grids: Sequence[str] | None = None, profiles: Sequence[str] | None = None, *, run_missing: bool = False
+    grids: str | Sequence[str] | None = None, profiles: str | Sequence[str] | None = None, *, run_missing: bool = False
 ) -> list[pd.DataFrame]:
     """Load the recorded grids.
 
@@ -157,11 +159,15 @@ def load_grids(
 
     Returns:
         One output of ``regime_frame`` for every grid and profile that has a record.
+
+    Raises:
+        PruneLimitError: If a grid or a profile is unknown, or a grid that was asked for lacks a profile that was.
     """
-    frames = []
-    for name in grids or GRIDS:
-        for profile in profiles or find_grid(name).profiles:
-            frame = regime_frame(name, profile, run_missing=run_missing)
+    frames, both = [], grids is not None and profiles is not None
+    wanted = pick_names("profile", profiles, PROFILES)
+    for grid in find_grids(grids):
+        for profile in wanted if both else [name for name in grid.profiles if name in wanted]:
+            frame = regime_frame(grid.name, profile, run_missing=run_missing)
             if len(frame):
                 frames.append(frame)
     return frames

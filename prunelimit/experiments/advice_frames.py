@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.advice_cells import CHILDREN, measurement, recorded_parent
 from prunelimit.landscape.advice import RULES, advise, choose_model, follow_advice, tune_rho
 from prunelimit.landscape.parents import Measurement
@@ -36,7 +37,12 @@ def thresholds_for(
 
     Returns:
         The thresholds; the similarity is the default one if no other cell is connected.
+
+    Raises:
+        PruneLimitError: If one of the two is out of range.
     """
+    if not 0 <= quantile <= 1:
+        raise PruneLimitError(f"quantile={quantile!r} must lie between 0 and 1.")
     other = cells[(cells.density != density) & (cells.lmc >= lmc)].cka.dropna()
     return Thresholds(lmc, float(np.quantile(other, quantile)) if len(other) else CKA_THRESHOLD)
 
@@ -191,7 +197,9 @@ def _rows(column: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def nearest(values: pd.Series, default: float) -> float:
-    """Return the value that is nearest to a default."""
+    """Return the value of the axis that is nearest to a default radius; a radius is at least zero."""
+    if not default >= 0:
+        raise PruneLimitError(f"default={default!r} must be at least 0: it is the radius to begin at.")
     return float(min(values.unique(), key=lambda value: abs(value - default)))
 
 

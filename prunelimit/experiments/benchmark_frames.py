@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.store import results_folder, trace
 
 #: Kind to the names of its records, which ``make benchmark`` writes.
@@ -146,9 +147,16 @@ def accuracy_frame(tolerance: float = 0.1) -> pd.DataFrame:
     Returns:
         One row per network, mu and method. ``reached`` says whether the method arrived; if not, its seconds are what it had
         spent when it was stopped, and ``times ours`` is a lower bound.
+
+    Raises:
+        PruneLimitError: If nothing is recorded at that tolerance.
     """
     rows = []
-    for record in load_benchmarks("same-accuracy"):
+    records = load_benchmarks("same-accuracy")
+    recorded = sorted({entry["tolerance"] for record in records for entry in record["table"]})
+    if recorded and tolerance not in recorded:
+        raise PruneLimitError(f"tolerance={tolerance!r} is not recorded: choose {' or '.join(map(str, recorded))}.")
+    for record in records:
         for entry in record["table"]:
             if entry["tolerance"] != tolerance:
                 continue

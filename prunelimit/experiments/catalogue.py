@@ -361,7 +361,11 @@ def find_profiles(profile: str | None, every: str | None = "best") -> list[str]:
     Raises:
         PruneLimitError: If the profile is unknown.
     """
-    return list(PROFILES) if profile == every else pick_names("profile", [profile], (*PROFILES, str(every)))
+    if profile == every:
+        return list(PROFILES)
+    if profile not in PROFILES:
+        raise unknown_name("profile", profile, [*PROFILES, str(every)])
+    return [profile]
 
 
 def find_seeds(seeds: int | Sequence[int]) -> list[int]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from prunelimit.errors import unknown_name
+from prunelimit.checks import pick_names
 from prunelimit.experiments.catalogue import TASKS, Task
 from prunelimit.experiments.prune_specs import PruneSpec, RoundsSpec
 from prunelimit.pruning.base import PrunerSpec
@@ -256,8 +256,4 @@ def find_comparisons(names: str | Sequence[str] | None) -> list[Comparison]:
     Raises:
         PruneLimitError: If a name is unknown.
     """
-    wanted = list(COMPARISONS) if names is None else [names] if isinstance(names, str) else list(names)
-    for name in wanted:
-        if name not in COMPARISONS:
-            raise unknown_name("comparison", name, COMPARISONS)
-    return [COMPARISONS[name] for name in wanted]
+    return [COMPARISONS[name] for name in pick_names("comparison", names, COMPARISONS)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from prunelimit.errors import PruneLimitError
+from prunelimit.checks import positive
 from prunelimit.experiments.cost_model import (
     FLOAT,
     SMALLEST,
@@ -113,8 +113,7 @@ def projection_frame(
         PruneLimitError: If a number is not positive.
     """
     for name, value in {"examples": examples, "steps": steps, "workers": workers, "bandwidth": bandwidth}.items():
-        if value <= 0:
-            raise PruneLimitError(f"{name}={value!r} must be positive.")
+        positive(name, value)
     fit = fit_cost(smallest)
     modes = [(ONE, True, 1), (ONE, False, 1), (DATA, False, workers), (PARAMETERS, False, workers)]
     rows = []
@@ -188,7 +187,11 @@ def curve_frame(examples: int = 2000, largest: float = 1e9, smallest: float = SM
     Returns:
         One row per point of a curve: ``panel``, ``group``, ``x``, ``y``, ``low``, ``high``, ``wide_low`` and ``wide_high`` (for
         networks of any shape), and whether it is ``extrapolated``.
+
+    Raises:
+        PruneLimitError: If the number of examples is not positive.
     """
+    positive("examples", examples)
     fit = fit_cost(smallest)
     rows: list[tuple[str, str, float, float, float, float, float, float, bool]] = []
     for size in np.geomspace(smallest, max(largest, fit.largest), 60):

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from prunelimit.errors import unknown_name
+from prunelimit.checks import pick_names
 from prunelimit.experiments.catalogue import PROFILES
 from prunelimit.experiments.regime_frames import regime_frame, regime_means, regime_missing, regime_origin, regime_title
-from prunelimit.experiments.regime_grids import GRIDS, find_grid
+from prunelimit.experiments.regime_grids import find_grid, find_grids
 from prunelimit.landscape.diagrams import Diagram, rank_correlation
 
 
 def load_frames(
-    grids: Sequence[str] | None = None,
-    profiles: Sequence[str] = ("best",),
+    grids: str | Sequence[str] | None = None,
+    profiles: str | Sequence[str] = ("best",),
     *,
     network: str | None = None,
     distribution: str | None = None,
@@ -35,12 +35,10 @@ def load_frames(
     Raises:
         PruneLimitError: If a grid or a profile is unknown.
     """
-    for profile in profiles:
-        if profile not in {*PROFILES, "best"}:
-            raise unknown_name("profile", profile, [*PROFILES, "best"])
+    profiles = pick_names("profile", profiles, [*PROFILES, "best"])
     found = []
-    for name in GRIDS if grids is None else grids:
-        grid = find_grid(name)
+    for grid in find_grids(grids):
+        name = grid.name
         known: dict[str, pd.DataFrame] = {}
         for profile in profiles:
             if profile == "best" or profile in grid.profiles:
@@ -155,9 +153,9 @@ def pruning_frame(grid: str, profile: str = "best") -> pd.DataFrame:
     return means.assign(gain_error=grouped.sem(), cells=grouped.size()).reset_index()
 
 
-def diagrams_missing(grids: Sequence[str] | None = None) -> pd.DataFrame:
+def diagrams_missing(grids: str | Sequence[str] | None = None) -> pd.DataFrame:
     """List what is not recorded of some grids, with the command that fills it: :func:`~.regime_frames.regime_missing`."""
-    parts = [regime_missing(name) for name in (GRIDS if grids is None else grids)]
+    parts = [regime_missing(grid.name) for grid in find_grids(grids)]
     return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
 
 

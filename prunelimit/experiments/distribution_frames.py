@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prunelimit.experiments.catalogue import PROFILES, Task, find_tasks
+from prunelimit.experiments.catalogue import PROFILES, Task, find_profiles, find_seeds, find_tasks
 from prunelimit.experiments.distributions import (
     EXPERIMENT,
     DistributionsSpec,
@@ -73,7 +73,7 @@ class Weights:
 
 
 def load_distributions(
-    tasks: str | Sequence[str] | None = None, profile: str = "quick", seeds: Sequence[int] = (0, 1, 2)
+    tasks: str | Sequence[str] | None = None, profile: str = "quick", seeds: int | Sequence[int] = (0, 1, 2)
 ) -> list[Weights]:
     """Load the recorded weight distributions of some tasks.
 
@@ -84,8 +84,12 @@ def load_distributions(
 
     Returns:
         What there is, ordered by task and profile.
+
+    Raises:
+        PruneLimitError: If a name is unknown, or the seeds are none.
     """
-    found = []
+    find_profiles(profile)
+    found, seeds = [], find_seeds(seeds)
     for task in find_tasks(tasks):
         names = [name for name in PROFILES if name in task.profiles]
         # Two profiles may train alike: the record then belongs to the one whose limit is recorded.
@@ -234,7 +238,9 @@ def distributions_origin(found: Sequence[Weights]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "profile", "seeds", "device", "torch", "commit", "command"])
 
 
-def missing_distributions(tasks: str | Sequence[str] | None = None, seeds: Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
+def missing_distributions(
+    tasks: str | Sequence[str] | None = None, seeds: int | Sequence[int] = (0, 1, 2)
+) -> pd.DataFrame:
     """List the weight distributions of the catalogue without a record of all seeds, with the command that fills them.
 
     Args:
@@ -244,6 +250,7 @@ def missing_distributions(tasks: str | Sequence[str] | None = None, seeds: Seque
     Returns:
         Columns ``task``, ``profile`` and ``command``.
     """
+    seeds = find_seeds(seeds)
     rows = [
         {"task": task.name, "profile": profile, "command": _command(task, profile, len(seeds))}
         for task in find_tasks(tasks)

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from prunelimit.curvature.quadrature import Spectrum
-from prunelimit.errors import unknown_name
-from prunelimit.experiments.catalogue import PROFILES, Task, find_tasks
+from prunelimit.errors import PruneLimitError
+from prunelimit.experiments.catalogue import PROFILES, Task, find_profiles, find_seeds, find_tasks
 from prunelimit.experiments.curvature import EXPERIMENT as CURVATURE
 from prunelimit.experiments.refit import EXPERIMENT as REFIT
 from prunelimit.experiments.runner import EXPERIMENT, run_limit
@@ -100,7 +100,7 @@ class Cell:
 def load_cells(
     tasks: str | Sequence[str] | None = None,
     profile: str = "best",
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: int | Sequence[int] = (0, 1, 2),
     *,
     run_missing: bool = False,
 ) -> list[Cell]:
@@ -116,13 +116,12 @@ def load_cells(
         The cells that there are, ordered by task and seed.
 
     Raises:
-        PruneLimitError: If a task or the profile is unknown.
+        PruneLimitError: If a task or the profile is unknown, or the seeds are none.
     """
-    if profile != "best" and profile not in PROFILES:
-        raise unknown_name("profile", profile, [*PROFILES, "best"])
+    profiles, seeds = find_profiles(profile), find_seeds(seeds)
     cells = []
     for task in find_tasks(tasks):
-        for name in PROFILES if profile == "best" else [profile]:
+        for name in profiles:
             if name not in task.profiles:
                 continue
             specs = {seed: task.spec(name, seed) for seed in seeds}
@@ -139,13 +138,20 @@ def load_cells(
 
 
 def beside(
-    tasks: str | Sequence[str] | None, profile: str, seeds: Sequence[int], *, run_missing: bool = True
+    tasks: str | Sequence[str] | None, profile: str, seeds: int | Sequence[int], *, run_missing: bool = True
 ) -> list[Cell]:
-    """Return the best recorded cells and, beside them, those of ``profile``; quick ones without a record run now if wanted."""
+    """Return the best recorded cells and, beside them, those of ``profile``; quick ones without a record run now if wanted.
+
+    Whoever wants them to run wants at least one: without any, that is a PruneLimitError.
+    """
     best = load_cells(tasks, "best", seeds)
     extra = load_cells(tasks, profile, seeds, run_missing=run_missing and profile == "quick")
     known = {cell.spec.hash for cell in best}
     cells = best + [cell for cell in extra if cell.spec.hash not in known]
+    if run_missing and not cells:
+        raise PruneLimitError(
+            f"tasks={tasks!r}, profile={profile!r}, seeds={seeds!r} have no record: make one with prunelimit run."
+        )
     order = [task.name for task in find_tasks(tasks)]
     return sorted(cells, key=lambda c: (order.index(c.task.name), PROFILES.index(c.profile), c.seed))
 
@@ -256,7 +262,7 @@ def sweep_frame(cells: Sequence[Cell]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def missing_cells(tasks: str | Sequence[str] | None = None, seeds: Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
+def missing_cells(tasks: str | Sequence[str] | None = None, seeds: int | Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
     """List the catalogue's cells without a record, with the command that fills them.
 
     Args:
@@ -266,12 +272,12 @@ def missing_cells(tasks: str | Sequence[str] | None = None, seeds: Sequence[int]
     Returns:
         Columns ``task``, ``profile``, ``seeds without a record`` and ``command``.
     """
-    rows = []
+    rows, seeds = [], find_seeds(seeds)
     for task in find_tasks(tasks):
         for profile in task.profiles:
             absent = [s for s in seeds if load_record(EXPERIMENT, task.spec(profile, s)) is None]
             if absent:
-                command = f"prunelimit run {task.name} --profile {profile} --seeds {len(seeds)} --missing"
+                command = f"prunelimit run {task.name} --profile {profile} --seeds {max(seeds) + 1} --missing"
                 text = ", ".join(map(str, absent))
                 rows.append({"task": task.name, "profile": profile, "seeds without a record": text, "command": command})
     return pd.DataFrame(rows, columns=["task", "profile", "seeds without a record", "command"])

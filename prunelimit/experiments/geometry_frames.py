@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from prunelimit.checks import integer, integers, positives, within
 from prunelimit.errors import PruneLimitError
 from prunelimit.geometry import (
     CircularCone,
@@ -89,8 +90,12 @@ def dimension_frame(
         One row per cone: ``ellipsoid``, ``direction``, ``distance``, ``measured``, ``error`` (standard error), ``formula`` (with the
         distance R), ``confocal`` (with the confocal distance), ``exact`` (for a ball, else NaN), ``low`` and ``high`` (what is
         proved), ``difference`` (formula minus measured).
+
+    Raises:
+        PruneLimitError: If an argument is out of range, or no distance leads outside.
     """
-    rows = []
+    integer("total", total, least=3)
+    rows, distances = [], positives("distances", distances)
     for name in names:
         axes = half_axes(name, total)
         for direction in directions:
@@ -116,29 +121,35 @@ def dimension_frame(
                         "difference": formula - found.value,
                     }
                 )
+    if not rows:
+        raise PruneLimitError(f"distances={distances} all lie inside the ellipsoids: give larger ones.")
     return pd.DataFrame(rows)
 
 
 def concentration_frame(
-    totals: Sequence[int], distance: float, samples: int, name: str = "wide", seed: int = 0
+    totals: Sequence[int], distance: float, draws: int, name: str = "wide", seed: int = 0
 ) -> pd.DataFrame:
     """Draw squared norms of projected normal vectors in several dimensions.
 
     Args:
         totals: Dimensions D.
         distance: Distance R of the ellipsoid's centre, in the isotropic direction.
-        samples: Normal vectors per dimension.
+        draws: Normal vectors per dimension, at least two.
         name: Example; see :func:`half_axes`.
         seed: Seed of the vectors.
 
     Returns:
         One row per vector: ``total`` and ``share``, the squared norm divided by D.
+
+    Raises:
+        PruneLimitError: If an argument is out of range.
     """
+    integer("draws", draws, least=2)
     parts = []
-    for total in totals:
+    for total in integers("totals", totals, least=2):
         axes = half_axes(name, total)
         cone = EllipsoidCone(axes, seen_from(axes, distance, "isotropic"))
-        share = projected_squares(cone, samples, seed, radial=True) / total
+        share = projected_squares(cone, draws, seed, radial=True) / total
         parts.append(pd.DataFrame({"total": total, "share": share}))
     return pd.concat(parts, ignore_index=True)
 
@@ -168,9 +179,13 @@ def thresholds_frame(totals: Sequence[int], rotations: int, seed: int = 0) -> pd
     Returns:
         One row per cone and rotation: ``cone``, ``total`` and ``first``, the least number of columns of the rotation whose span
         meets the cone.
+
+    Raises:
+        PruneLimitError: If a dimension or the number of rotations is too small.
     """
+    integer("rotations", rotations)
     rows = []
-    for total in totals:
+    for total in integers("totals", totals, least=2):
         rng = np.random.default_rng([seed, total])
         cones = {name: make(total) for name, make in CONES.items()}
         for _ in range(rotations):
@@ -233,13 +248,17 @@ def window_frame(thresholds: pd.DataFrame, phase: pd.DataFrame, eta: float) -> p
     Args:
         thresholds: Output of :func:`thresholds_frame`.
         phase: Output of :func:`phase_frame`.
-        eta: The transition runs from probability eta to one minus eta.
+        eta: The transition runs from probability eta to one minus eta; below one half.
 
     Returns:
         One row per cone and D: ``predicted`` (D minus delta), ``median`` of the thresholds, ``half_width`` (half of what lies between
         the quantiles eta and one minus eta), ``allowed`` (the half-width of the window), and ``outside``, how many dimensions m have
         a Wilson interval that lies outside the formula's bounds.
+
+    Raises:
+        PruneLimitError: If eta is out of range.
     """
+    within("eta", eta, 0, 0.5)
     rows = []
     for _, group in thresholds.groupby(["cone", "total"], sort=False):
         name, total = str(group.cone.iloc[0]), int(group.total.iloc[0])

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from prunelimit.errors import PruneLimitError
-from prunelimit.experiments.catalogue import PROFILES, LadderTask, find_ladders
+from prunelimit.experiments.catalogue import LadderTask, find_ladders, find_profiles, find_seeds
 from prunelimit.experiments.ladder import EXPERIMENT
 from prunelimit.experiments.specs import LadderSpec
 from prunelimit.experiments.store import load_record
@@ -92,7 +92,7 @@ class LadderCell:
 
 
 def load_ladders(
-    tasks: str | Sequence[str] | None = None, profile: str | None = None, seeds: Sequence[int] = (0, 1, 2)
+    tasks: str | Sequence[str] | None = None, profile: str | None = None, seeds: int | Sequence[int] = (0, 1, 2)
 ) -> list[LadderCell]:
     """Load the recorded ladders, the most faithful profile first.
 
@@ -107,8 +107,8 @@ def load_ladders(
     Raises:
         PruneLimitError: If there is nothing, or a name is unknown.
     """
-    cells = []
-    for name in PROFILES if profile is None else [profile]:
+    cells, seeds = [], find_seeds(seeds)
+    for name in find_profiles(profile, None):
         for task in find_ladders(tasks):
             for seed in seeds:
                 for spec in task.specs(name, seed):
@@ -319,7 +319,7 @@ def ladder_origin(cells: Sequence[LadderCell]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def missing_ladders(tasks: str | Sequence[str] | None = None, seeds: Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
+def missing_ladders(tasks: str | Sequence[str] | None = None, seeds: int | Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
     """List the ladders of the catalogue without a record, with the command that fills them.
 
     Args:
@@ -329,7 +329,7 @@ def missing_ladders(tasks: str | Sequence[str] | None = None, seeds: Sequence[in
     Returns:
         Columns ``task``, ``profile``, ``seeds without a record`` and ``command``.
     """
-    rows = []
+    rows, seeds = [], find_seeds(seeds)
     for task in find_ladders(tasks):
         for profile in task.profiles:
             absent = [s for s in seeds for spec in task.specs(profile, s) if load_record(EXPERIMENT, spec) is None]

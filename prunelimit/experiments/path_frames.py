@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
+from prunelimit.checks import several
 from prunelimit.datasets import load_dataset
 from prunelimit.experiments.regime_grids import find_grid
 from prunelimit.experiments.regimes import retrain_children, train_parents
@@ -32,6 +34,22 @@ class Paths(NamedTuple):
     cells: pd.DataFrame
 
 
+def cell_pairs(values: float | Sequence[float], densities: float | Sequence[float]) -> list[tuple[float, float]]:
+    """Pair every value of a temperature-like parameter with every density.
+
+    Args:
+        values: One, or several.
+        densities: One, or several.
+
+    Returns:
+        The cells of :func:`children_paths`.
+
+    Raises:
+        PruneLimitError: If there is none of either.
+    """
+    return list(itertools.product(several("values", values), several("densities", densities)))
+
+
 def children_paths(
     cells: Sequence[tuple[float, float]],
     *,
@@ -46,7 +64,8 @@ def children_paths(
 ) -> Paths:
     """Train, prune and retrain the networks of some cells, and walk from the first child of each to the second.
 
-    Everything is computed anew, from the specs of the grid: the networks are those of its records.
+    Everything is computed anew, from the specs of the grid. From its records, whose networks were trained together, these differ by
+    rounding, which training amplifies: most cells agree closely, a single one may not.
 
     Args:
         cells: Pairs of temperature-like parameter and density, of the grid or not.

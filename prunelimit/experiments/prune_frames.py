@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from prunelimit.experiments.catalogue import PROFILES, TASKS
+from prunelimit.experiments.catalogue import TASKS, find_profiles, find_seeds
 from prunelimit.experiments.comparisons import COMPARISONS, Comparison, find_comparisons
 from prunelimit.experiments.frames import in_percent, load_cells, network_title
 from prunelimit.experiments.prune import EXPERIMENT as PRUNE
@@ -31,7 +31,7 @@ def table_comparisons(table: str) -> list[Comparison]:
 
 
 def prune_frame(
-    comparisons: str | Sequence[str] | None = None, profile: str = "best", seeds: Sequence[int] = (0, 1, 2)
+    comparisons: str | Sequence[str] | None = None, profile: str = "best", seeds: int | Sequence[int] = (0, 1, 2)
 ) -> pd.DataFrame:
     """Tabulate the recorded pruned networks.
 
@@ -49,7 +49,7 @@ def prune_frame(
 def best_rows(
     comparisons: str | Sequence[str] | None,
     profile: str,
-    seeds: Sequence[int],
+    seeds: int | Sequence[int],
     recorded: Callable[[Comparison, str, int], list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
     """Collect the rows of some comparisons, each in one profile.
@@ -62,10 +62,13 @@ def best_rows(
 
     Returns:
         The rows, ordered by comparison and seed.
+
+    Raises:
+        PruneLimitError: If a name is unknown, or the seeds are none.
     """
     rows: list[dict[str, Any]] = []
+    profiles, seeds = find_profiles(profile), find_seeds(seeds)
     for one in find_comparisons(comparisons):
-        profiles = PROFILES if profile == "best" else [profile]
         found = ([row for seed in seeds for row in recorded(one, name, seed)] for name in profiles)
         rows += next(filter(None, found), [])
     return rows
@@ -147,7 +150,7 @@ def predicted_limits(comparisons: str | Sequence[str] | None, profile: str = "be
     """Look up the formula's limit of the task with the same name and profile, mean over seeds, by title of the comparison."""
     limits = {}
     for one in find_comparisons(comparisons):
-        for name in PROFILES if profile == "best" else [profile]:
+        for name in find_profiles(profile):
             cells = load_cells(one.name, name) if name in one.profiles and one.name in TASKS else []
             if cells:
                 limits[title_of(one, name)] = float(np.mean([cell.limit.sparsity for cell in cells]))
@@ -193,7 +196,9 @@ def _in_words(name: str, value: Any) -> str:
     return f"{name}: {text}" if name else text
 
 
-def missing_networks(comparisons: str | Sequence[str] | None = None, seeds: Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
+def missing_networks(
+    comparisons: str | Sequence[str] | None = None, seeds: int | Sequence[int] = (0, 1, 2)
+) -> pd.DataFrame:
     """List what nobody has pruned yet, with the command that does it.
 
     Args:
@@ -203,13 +208,13 @@ def missing_networks(comparisons: str | Sequence[str] | None = None, seeds: Sequ
     Returns:
         Columns ``comparison``, ``profile``, ``rows without a record`` and ``command``.
     """
-    rows = []
+    rows, seeds = [], find_seeds(seeds)
     for one in find_comparisons(comparisons):
         for profile in one.profiles:
             specs = [spec for seed in seeds for spec in one.specs(profile, seed)]
             absent = sum(load_record(PRUNE, spec) is None for spec in specs)
             if absent:
-                command = f"prunelimit prune {one.name} --profile {profile} --seeds {len(seeds)}"
+                command = f"prunelimit prune {one.name} --profile {profile} --seeds {max(seeds) + 1}"
                 text = f"{absent} of {len(specs)}"
                 rows.append(
                     {

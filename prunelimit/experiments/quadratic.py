@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from prunelimit.checks import integer, pick_names
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.geometry import random_rotation
 from prunelimit.geometry.kinematic import ETA
@@ -86,8 +87,7 @@ def chosen_spectrum(
     """
     if family not in FAMILIES:
         raise unknown_name("family", family, FAMILIES)
-    if dimension < 2:
-        raise PruneLimitError(f"dimension={dimension!r} must be at least 2: it is the number of weights.")
+    integer("dimension", dimension, least=2)
     if not (0 < outliers < 1 and 0 <= nullity < 1 and ratio >= 1 and decades > 0 and exponent >= 0):
         raise PruneLimitError(
             f"outliers={outliers}, nullity={nullity}, ratio={ratio}, decades={decades}, exponent={exponent}: shares must "
@@ -108,11 +108,11 @@ def chosen_spectrum(
     return values / values.mean()
 
 
-def drawn_weights(distribution: str, dimension: int, rng: np.random.Generator) -> np.ndarray:
+def drawn_weights(weights: str, dimension: int, rng: np.random.Generator) -> np.ndarray:
     """Draw trained weights.
 
     Args:
-        distribution: One of ``DISTRIBUTIONS``, all symmetric around zero.
+        weights: One of ``DISTRIBUTIONS``, all symmetric around zero.
         dimension: Number of weights, D.
         rng: Source of randomness.
 
@@ -120,17 +120,18 @@ def drawn_weights(distribution: str, dimension: int, rng: np.random.Generator) -
         ``(D,)`` weights of length one.
 
     Raises:
-        PruneLimitError: If the distribution is unknown.
+        PruneLimitError: If the distribution is unknown or there are fewer than two weights.
     """
-    if distribution not in DISTRIBUTIONS:
-        raise unknown_name("distribution", distribution, DISTRIBUTIONS)
+    if weights not in DISTRIBUTIONS:
+        raise unknown_name("weights", weights, DISTRIBUTIONS)
+    integer("dimension", dimension, least=2)
     draw: dict[str, Callable[[int], np.ndarray]] = {
         "gaussian": rng.standard_normal,
         "laplace": lambda size: rng.laplace(size=size),
         "uniform": lambda size: rng.uniform(-1, 1, size),
     }
-    weights = draw[distribution](dimension)
-    return weights / np.linalg.norm(weights)
+    drawn = draw[weights](dimension)
+    return drawn / np.linalg.norm(drawn)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -232,25 +233,40 @@ class QuadraticWell:
 
 
 def family_wells(
-    dimension: int, epsilon: float, distribution: str = "gaussian", *, seed: int = 0, **shape: float
+    dimension: int, epsilon: float, weights: str = "gaussian", *, seed: int = 0, **shape: float
 ) -> dict[str, QuadraticWell]:
     """Build one well per family of spectra, all with the same weights and the same trace.
 
     Args:
         dimension: Number of weights, D.
         epsilon: Tolerated rise of the loss.
-        distribution: Of the weights, one of ``DISTRIBUTIONS``.
+        weights: Their distribution, one of ``DISTRIBUTIONS``.
         seed: Seed of the weights.
         **shape: Numbers of :func:`chosen_spectrum`.
 
     Returns:
         What figures call the family, to the well.
     """
-    weights = drawn_weights(distribution, dimension, np.random.default_rng(seed))
+    drawn = drawn_weights(weights, dimension, np.random.default_rng(seed))
     return {
-        name: QuadraticWell(chosen_spectrum(family, dimension, **shape), weights, epsilon)
+        name: QuadraticWell(chosen_spectrum(family, dimension, **shape), drawn, epsilon)
         for family, name in FAMILIES.items()
     }
+
+
+def family_titles(shown: str | Sequence[str]) -> list[str]:
+    """Return what figures call some families.
+
+    Args:
+        shown: One key of ``FAMILIES``, or several.
+
+    Returns:
+        Their titles.
+
+    Raises:
+        PruneLimitError: If a name is unknown.
+    """
+    return [FAMILIES[name] for name in pick_names("shown", shown, FAMILIES)]
 
 
 def mean_curvature(eigenvalues: np.ndarray, kept: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from prunelimit.checks import integer, integers
 from prunelimit.experiments.geometry_frames import wilson_interval
 from prunelimit.experiments.quadratic import (
     ORIENTATIONS,
@@ -43,7 +44,11 @@ def success_frame(
     Returns:
         Columns ``name``, ``subspace`` (``"random"`` or ``"coordinates"``), ``sparsity``, ``probability``, and its Wilson
         interval ``low`` to ``high``.
+
+    Raises:
+        PruneLimitError: If there is no trial.
     """
+    integer("trials", trials)
     parts = []
     for name, well in wells.items():
         rng = np.random.default_rng(seed)
@@ -101,23 +106,27 @@ def prediction_frame(wells: Mapping[str, QuadraticWell], success: pd.DataFrame, 
     return pd.DataFrame(rows)
 
 
-def orientation_frame(well: QuadraticWell, *, trials: int = 20, points: int = 97, seed: int = 0) -> pd.DataFrame:
+def orientation_frame(well: QuadraticWell, *, draws: int = 20, points: int = 97, seed: int = 0) -> pd.DataFrame:
     """Compare orientations of the eigenvectors: the smallest rise over the kept coordinates, in units of epsilon.
 
     Args:
         well: The quadratic.
-        trials: Draws per orientation.
+        draws: Of the eigenvectors, per orientation.
         points: Sparsities.
-        seed: Seed of the trials.
+        seed: Seed of the draws.
 
     Returns:
         Columns ``orientation`` (a key of ``CASES``), ``label``, ``sparsity``, and of the rise over epsilon the ``median`` and
         the 10 % and 90 % quantiles ``low`` and ``high``.
+
+    Raises:
+        PruneLimitError: If there is no draw.
     """
+    integer("draws", draws)
     rng = np.random.default_rng(seed)
     counts = sparsity_counts(well.dimension, points)
-    found = {name: coordinate_rises(well, counts, name, trials, rng) for name in ORIENTATIONS}
-    found = {"cut": cut_rises(well, counts, trials, rng)} | found
+    found = {name: coordinate_rises(well, counts, name, draws, rng) for name in ORIENTATIONS}
+    found = {"cut": cut_rises(well, counts, draws, rng)} | found
     parts = []
     for name, rises in found.items():
         low, median, high = np.quantile(rises / well.epsilon, [0.1, 0.5, 0.9], axis=0)
@@ -147,7 +156,7 @@ def orientation_table(wells: Mapping[str, QuadraticWell], frames: Mapping[str, p
 
 
 def ball_frame(
-    dimensions: Sequence[int], epsilon: float, distribution: str = "gaussian", *, seed: int = 0, points: int = 400
+    dimensions: int | Sequence[int], epsilon: float, weights: str = "gaussian", *, seed: int = 0, points: int = 400
 ) -> pd.DataFrame:
     """Compute exactly how often a random subspace meets a ball, where the formula claims too little.
 
@@ -157,18 +166,22 @@ def ball_frame(
     Args:
         dimensions: Numbers of weights D.
         epsilon: Tolerated rise; the ball has the radius sqrt(2 epsilon), the weights the length one.
-        distribution: Of the weights, one of ``DISTRIBUTIONS``.
+        weights: Their distribution, one of ``DISTRIBUTIONS``.
         seed: Seed of the weights.
         points: Sparsities.
 
     Returns:
         Columns ``dimension``, ``sparsity``, ``probability`` and, the same in all rows of a dimension, ``lower``, ``formula``
         and ``upper``.
+
+    Raises:
+        PruneLimitError: If an argument is unknown or out of range.
     """
     parts = []
-    for dimension in dimensions:
-        weights = drawn_weights(distribution, dimension, np.random.default_rng(seed))
-        well = QuadraticWell(np.ones(dimension), weights, epsilon)
+    for dimension in integers("dimensions", dimensions, least=2):
+        well = QuadraticWell(
+            np.ones(dimension), drawn_weights(weights, dimension, np.random.default_rng(seed)), epsilon
+        )
         removed = np.array(sparsity_counts(dimension, points)[:-1])
         share = 2 * epsilon / well.distance[removed] ** 2
         probability = stats.beta.cdf(share, removed / 2, (dimension - removed) / 2)

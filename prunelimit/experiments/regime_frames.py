@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prunelimit.errors import unknown_name
-from prunelimit.experiments.catalogue import PROFILES
+from prunelimit.experiments.catalogue import find_profiles
 from prunelimit.experiments.regime_grids import GRIDS, Grid, GridSettings, find_grid
 from prunelimit.experiments.regime_specs import RegimeSpec
 from prunelimit.experiments.regimes import EXPERIMENT, run_regimes
@@ -62,9 +61,7 @@ def regime_frame(
         PruneLimitError: If a name is unknown.
     """
     chosen = find_grid(grid)
-    if profile != "best" and profile not in PROFILES:
-        raise unknown_name("profile", profile, [*PROFILES, "best"])
-    for name in PROFILES if profile == "best" else [profile]:
+    for name in find_profiles(profile):
         if name in chosen.profiles or profile != "best":
             rows = _rows(chosen, name, network, distribution, run_missing)
             if rows:

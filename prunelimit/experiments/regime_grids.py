@@ -8,9 +8,10 @@ too, a small residual network on CIFAR-10. ``paper`` is the published recipe.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from prunelimit.checks import pick_names
 from prunelimit.errors import unknown_name
 from prunelimit.experiments.catalogue import pick_profile
 from prunelimit.experiments.regime_specs import RegimeSpec
@@ -247,6 +248,19 @@ def find_grid(name: str) -> Grid:
     Raises:
         PruneLimitError: If the name is unknown.
     """
-    if name not in GRIDS:
-        raise unknown_name("grid", name, GRIDS)
-    return GRIDS[name]
+    return find_grids([name])[0]
+
+
+def find_grids(names: str | Sequence[str] | None) -> list[Grid]:
+    """Look up grids.
+
+    Args:
+        names: One key of ``GRIDS``, several, or ``None`` for all.
+
+    Returns:
+        The grids, in the given order.
+
+    Raises:
+        PruneLimitError: If a name is unknown.
+    """
+    return [GRIDS[name] for name in pick_names("grid", names, GRIDS)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from prunelimit.checks import integer, positives, several
 from prunelimit.curvature import HessianOperator
 from prunelimit.datasets import load_dataset
 from prunelimit.errors import PruneLimitError
@@ -23,7 +24,7 @@ from prunelimit.training import TrainSpec, fit
 
 
 def small_network(
-    hidden: Sequence[int], epochs: int, l1: float, seed: int
+    hidden: int | Sequence[int], epochs: int, l1: float, seed: int
 ) -> tuple[nn.Module, tuple[Tensor, Tensor], float]:
     """Train a small ReLU network on the digits, in seconds.
 
@@ -35,7 +36,11 @@ def small_network(
 
     Returns:
         The network, its training data and its default epsilon.
+
+    Raises:
+        PruneLimitError: If there is no hidden layer, or an argument is out of range.
     """
+    hidden = [integer("hidden", width) for width in several("hidden", hidden)]
     torch.manual_seed(seed)
     model, split = mlp([64, *hidden, 10]), load_dataset("digits").on_device("train")
     spec = TrainSpec(dataset="digits", model="mlp", epochs=epochs, batch_size=64, lr=0.02, l1=l1, seed=seed)
@@ -119,7 +124,7 @@ def _flat_weights(model: nn.Module) -> np.ndarray:
 
 
 def rescaling_frame(
-    model: nn.Module, data: tuple[Tensor, Tensor], epsilon: float, layer: int, factors: Sequence[float]
+    model: nn.Module, data: tuple[Tensor, Tensor], epsilon: float, layer: int, exchange: float | Sequence[float]
 ) -> pd.DataFrame:
     r"""Predict and measure the limit of networks that compute the same function with other weights.
 
@@ -131,19 +136,23 @@ def rescaling_frame(
         data: Inputs and targets.
         epsilon: Tolerated rise of the loss.
         layer: Layer that is multiplied; the next one is divided.
-        factors: Positive numbers.
+        exchange: Factors of it, positive numbers.
 
     Returns:
         One row per factor: ``factor``, ``loss``, ``trace`` (of the absolute Hessian), ``length`` (of the weights),
         ``formula`` and ``measured`` with masks by magnitude, and ``formula_fixed`` and ``measured_fixed`` with the order of
         removal of the network as trained.
+
+    Raises:
+        PruneLimitError: If there is no such layer, no factor, or one is not positive.
     """
+    exchange = positives("exchange", exchange)
     before = MagnitudePath(model)
     order = np.argsort(np.abs(_flat_weights(model)), kind="stable")
     hessian = HessianOperator(model, cross_entropy, data).dense().numpy()
     ones = _of_ones(model)
     rows = []
-    for factor in factors:
+    for factor in exchange:
         other = rescaled_layers(model, layer, factor)
         weights = _flat_weights(other)
         scale = _flat_weights(rescaled_layers(ones, layer, factor))
@@ -172,7 +181,7 @@ def growth_frame(
     model: nn.Module,
     data: tuple[Tensor, Tensor],
     epsilon: float,
-    factors: Sequence[float],
+    growth: float | Sequence[float],
     *,
     steps: int = 256,
     seed: int = 0,
@@ -183,19 +192,23 @@ def growth_frame(
         model: A trained chain of linear layers with ReLUs between them.
         data: Inputs and targets.
         epsilon: Tolerated rise of the loss, the same for every factor.
-        factors: Positive numbers.
+        growth: Factors of all weights, positive numbers.
         steps: Hessian products per spectrum.
         seed: Seed of the probe.
 
     Returns:
         One row per factor: ``factor``, ``loss``, ``largest`` (eigenvalue), ``held`` (the limit with the Hessian of factor
         one), ``formula`` with its interval ``low`` to ``high`` (with its own Hessian) and ``measured``.
+
+    Raises:
+        PruneLimitError: If there is no factor, or one is not positive.
     """
+    growth = positives("growth", growth)
     first = predict_limit(model, cross_entropy, data, epsilon=epsilon, steps=steps, seed=seed).spectrum
     assert first is not None  # the formula's always has one
     distance = MagnitudePath(model).distance
     rows = []
-    for factor in factors:
+    for factor in growth:
         other = scaled_network(model, factor)
         limit = predict_limit(other, cross_entropy, data, epsilon=epsilon, steps=steps, seed=seed)
         assert limit.spectrum is not None

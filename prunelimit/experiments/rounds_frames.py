@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from prunelimit.curvature.quadrature import Spectrum
+from prunelimit.experiments.catalogue import find_seeds
 from prunelimit.experiments.comparisons import Comparison, find_comparisons
 from prunelimit.experiments.frames import fine_distance
 from prunelimit.experiments.prune_frames import best_rows, origin_of, title_of
@@ -28,7 +29,7 @@ ALIVE = 0.5
 
 
 def rounds_frame(
-    comparisons: str | Sequence[str] | None = None, profile: str = "best", seeds: Sequence[int] = (0, 1, 2)
+    comparisons: str | Sequence[str] | None = None, profile: str = "best", seeds: int | Sequence[int] = (0, 1, 2)
 ) -> pd.DataFrame:
     """Tabulate the limits of the networks that iterative pruning goes through; the formula's are solved now.
 
@@ -161,7 +162,9 @@ def rounds_origin(frame: pd.DataFrame) -> pd.DataFrame:
     return origin_of(frame, "rounds")
 
 
-def missing_rounds(comparisons: str | Sequence[str] | None = None, seeds: Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
+def missing_rounds(
+    comparisons: str | Sequence[str] | None = None, seeds: int | Sequence[int] = (0, 1, 2)
+) -> pd.DataFrame:
     """List the runs that nobody has made yet, each with the command that does it.
 
     Args:
@@ -171,14 +174,14 @@ def missing_rounds(comparisons: str | Sequence[str] | None = None, seeds: Sequen
     Returns:
         Columns ``comparison``, ``profile``, ``seeds without a record`` and ``command``.
     """
-    rows = []
+    rows, seeds = [], find_seeds(seeds)
     for one in find_comparisons(comparisons):
         for profile in one.rounds:
             absent = [
                 seed for seed in seeds for spec in one.rounds_specs(profile, seed) if not load_record(EXPERIMENT, spec)
             ]
             if absent:
-                command = f"prunelimit rounds {one.name} --profile {profile} --seeds {len(seeds)}"
+                command = f"prunelimit rounds {one.name} --profile {profile} --seeds {max(seeds) + 1}"
                 text = ", ".join(map(str, absent))
                 rows.append(
                     {"comparison": one.name, "profile": profile, "seeds without a record": text, "command": command}

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from prunelimit.curvature.quadrature import Spectrum
-from prunelimit.experiments.catalogue import find_tasks
+from prunelimit.experiments.catalogue import find_seeds, find_tasks
 from prunelimit.experiments.curvature import EXPERIMENT as CURVATURE
 from prunelimit.experiments.frames import Cell, fine_distance
 from prunelimit.experiments.rows import EXPERIMENT, run_rows
@@ -284,7 +284,7 @@ def rows_origin(found: Sequence[RowsCell]) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()))
 
 
-def missing_rows(tasks: str | Sequence[str] | None = None, seeds: Sequence[int] = (0,)) -> pd.DataFrame:
+def missing_rows(tasks: str | Sequence[str] | None = None, seeds: int | Sequence[int] = (0,)) -> pd.DataFrame:
     """List the row norms of the catalogue without a record, with the command that fills them.
 
     Args:
@@ -294,7 +294,7 @@ def missing_rows(tasks: str | Sequence[str] | None = None, seeds: Sequence[int] 
     Returns:
         Columns ``task``, ``profile``, ``seeds without a record`` and ``command``.
     """
-    rows = []
+    rows, seeds = [], find_seeds(seeds)
     for task in find_tasks(tasks):
         for profile in task.rows:
             absent = [

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prunelimit.experiments.catalogue import PROFILES, find_tasks
+from prunelimit.errors import PruneLimitError
+from prunelimit.experiments.catalogue import PROFILES, find_profiles, find_seeds, find_tasks
 from prunelimit.experiments.curvature import EXPERIMENT as CURVATURE
 from prunelimit.experiments.frames import Cell, load_cells, resolution_frame
 from prunelimit.experiments.specs import CurvatureSpec, LimitSpec
@@ -40,7 +41,7 @@ _RECORDED = (
 
 
 def slq_frame(
-    tasks: str | Sequence[str] | None = None, profile: str | None = None, seeds: Sequence[int] = (0, 1, 2)
+    tasks: str | Sequence[str] | None = None, profile: str | None = None, seeds: int | Sequence[int] = (0, 1, 2)
 ) -> pd.DataFrame:
     """Tabulate the settings of every spectrum in the catalogue, with what the records say about those that there are.
 
@@ -54,11 +55,14 @@ def slq_frame(
         ``images`` (0 for all), ``steps``, ``probes``, and from the record ``examples``, ``total``, ``products``, the
         null space that was removed (``row_space``, ``dead`` and ``zero``, or ``together``), ``largest``, ``mu``, ``width``, ``resolved``,
         ``seconds``, ``device``, ``torch`` and ``commit``; what has no record is missing there.
+
+    Raises:
+        PruneLimitError: If a name is unknown, no task has the profile, or the seeds are none.
     """
-    rows = []
+    rows, wanted, seeds = [], find_profiles(profile, None), find_seeds(seeds)
     for task in find_tasks(tasks):
         for name in reversed(PROFILES):
-            if name not in task.profiles or profile not in (None, name):
+            if name not in task.profiles or name not in wanted:
                 continue
             cells = {cell.seed: cell for cell in load_cells(task.name, name, seeds)}
             resolved = resolution_frame(list(cells.values()))
@@ -68,6 +72,8 @@ def slq_frame(
                 rows.append(keys | _settings(task.spec(name, seed)) | _of_limit(cells.get(seed)))
                 for spec in task.curvature_specs(name, seed):
                     rows.append(keys | _settings(spec) | _of_curvature(spec, seed, resolved))
+    if not rows:
+        raise PruneLimitError(f"profile={profile!r} is not defined for tasks={tasks!r}: see prunelimit status.")
     frame = pd.DataFrame(rows)
     return frame.reindex(columns=[*frame.columns, *(name for name in _RECORDED if name not in frame)])
 

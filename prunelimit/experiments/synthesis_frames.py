@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from prunelimit.checks import pick_names
 from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.experiments.catalogue import PROFILES
 from prunelimit.experiments.frames import fine_distance
 from prunelimit.experiments.regime_frames import regime_frame
-from prunelimit.experiments.regime_grids import GRIDS, find_grid
+from prunelimit.experiments.regime_grids import GRIDS, find_grid, find_grids
 from prunelimit.experiments.store import load_record
 from prunelimit.experiments.synthesis import EXPERIMENT, parent_spec, parent_specs
 from prunelimit.landscape.diagrams import own_thresholds
@@ -150,7 +151,9 @@ def _classified(cells: pd.DataFrame) -> pd.DataFrame:
     return cells.assign(regime=regime, connected=known, similar=similar.astype(float))
 
 
-def all_cells(profiles: Sequence[str] = PROFILES, grids: Sequence[str] | None = None) -> dict[str, pd.DataFrame]:
+def all_cells(
+    profiles: str | Sequence[str] = PROFILES, grids: str | Sequence[str] | None = None
+) -> dict[str, pd.DataFrame]:
     """Collect the cells of all grids that have both records.
 
     Args:
@@ -160,10 +163,13 @@ def all_cells(profiles: Sequence[str] = PROFILES, grids: Sequence[str] | None = 
     Returns:
         Title to the cells of one grid in one profile, of which at least :data:`PARENTS` parents have records. Several grids of one profile, network and data set are followed by all of
         them together, every network once; temperature is missing there, because epochs and rates have no common scale.
+
+    Raises:
+        PruneLimitError: If a grid or a profile is unknown.
     """
     found: dict[str, pd.DataFrame] = {}
-    for profile in profiles:
-        names = [name for name in (GRIDS if grids is None else grids) if profile in find_grid(name).profiles]
+    for profile in pick_names("profile", profiles, PROFILES):
+        names = [grid.name for grid in find_grids(grids) if profile in grid.profiles]
         parts = {name: synthesis_frame(name, profile) for name in names}
         parts = {name: cells for name, cells in parts.items() if len(parents_frame(cells)) >= PARENTS}
         found |= {f"{find_grid(name).title} ({profile})": cells for name, cells in parts.items()}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from prunelimit.checks import integer
 from prunelimit.experiments import ranks
 from prunelimit.experiments.synthesis_frames import LIMITS, POOLED, RIVALS, parents_frame
 from prunelimit.experiments.verdict import VERDICTS, Finding
@@ -113,7 +114,11 @@ def relation_frame(cells: pd.DataFrame, draws: int = ranks.DRAWS, seed: int = 0)
         One row per question and predictor: the statistic with its interval, Kendall's tau for parents, the number of ``rows``
         and, of a question with two answers, how many have the ``rarer`` one; for limits with curvature the best ``rival`` and the
         ``gain`` over it in the direction that is expected, with its interval.
+
+    Raises:
+        PruneLimitError: If there are fewer than two draws.
     """
+    integer("draws", draws, least=2)
     rows = []
     for name, relation in RELATIONS.items() if len(cells) else ():
         table = _rows(cells, relation)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from prunelimit.checks import positives
 from prunelimit.curvature.quadrature import TAIL, Spectrum, gauss_rule
-from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.frames import Cell, fine_distance
 from prunelimit.experiments.quadratic import QuadraticWell
 from prunelimit.limit import formula_side, solve_limit
@@ -20,7 +20,7 @@ FAR = 1e9
 SHARES = (0.5, 0.9)
 
 
-def scaling_frame(cells: Sequence[Cell], factors: Sequence[float]) -> pd.DataFrame:
+def scaling_frame(cells: Sequence[Cell], factors: float | Sequence[float]) -> pd.DataFrame:
     """Solve for the limit with the weights multiplied and the Hessian held fixed.
 
     Args:
@@ -32,11 +32,9 @@ def scaling_frame(cells: Sequence[Cell], factors: Sequence[float]) -> pd.DataFra
         interval ``low`` to ``high``, and ``radius``, the distance at the limit.
 
     Raises:
-        PruneLimitError: If a factor is not positive.
+        PruneLimitError: If there is no factor, or one is not positive.
     """
-    if not all(c > 0 for c in factors):
-        raise PruneLimitError(f"factors={list(factors)} must be positive: the weights are multiplied by them.")
-    rows = []
+    rows, factors = [], positives("factors", factors)
     for cell in cells:
         found, epsilon = Spectrum.from_dict(cell.record["spectrum"]), cell.record["epsilon"]
         distance = fine_distance(cell.record)
@@ -49,7 +47,7 @@ def scaling_frame(cells: Sequence[Cell], factors: Sequence[float]) -> pd.DataFra
                     "task": cell.task.name,
                     "profile": cell.profile,
                     "seed": cell.seed,
-                    "factor": float(factor),
+                    "factor": factor,
                     "sparsity": value,
                     "low": min(ends),
                     "high": max(ends),

@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 
 from prunelimit.datasets import POOLED, SOURCES, load_dataset
-from prunelimit.experiments.catalogue import PROFILES, Task, find_tasks
+from prunelimit.errors import PruneLimitError
+from prunelimit.experiments.catalogue import PROFILES, Task, find_profiles, find_tasks
 from prunelimit.models import build_model, prunable_names
 from prunelimit.training import TrainSpec
 
@@ -120,15 +121,20 @@ def training_frame(tasks: str | Sequence[str] | None = None, profile: str | None
     Returns:
         Text: ``task``, ``settings`` (``released`` or a profile), those of the training, and ``differs from the released
         settings in``.
+
+    Raises:
+        PruneLimitError: If a name is unknown, or no task has the profile.
     """
-    rows = []
+    rows, wanted = [], find_profiles(profile, None)
     for task in find_tasks(tasks):
         if task.name in RELEASED:
             rows.append(_row(task, "released", RELEASED[task.name]) | {"precision": "—", _DIFFERS: "—"})
         for name in PROFILES:
-            if name in task.profiles and profile in (None, name):
+            if name in task.profiles and name in wanted:
                 train = task.profiles[name].train
                 rows.append(_row(task, name, train) | {_DIFFERS: differences(task.name, train)})
+    if not rows:
+        raise PruneLimitError(f"profile={profile!r} is not defined for tasks={tasks!r}: see prunelimit status.")
     return pd.DataFrame(rows)
 
 

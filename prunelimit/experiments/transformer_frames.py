@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from prunelimit.checks import pick_names
 from prunelimit.curvature import Spectrum
 from prunelimit.curvature.quadrature import gauss_rule
 from prunelimit.experiments.frames import fine_distance
 from prunelimit.experiments.store import load_record
-from prunelimit.experiments.transformers import CRITERIA, EXPERIMENT, SPECS, TransformerSpec, find_transformer
+from prunelimit.experiments.transformers import CRITERIA, EXPERIMENT, SPECS, TransformerSpec
 from prunelimit.limit import PruningLimit, formula_limit
 
 #: Width of an interval from which on it says nothing.
@@ -48,18 +49,21 @@ class Case:
         return TITLES[self.name]
 
 
-def load_cases(names: Sequence[str] = tuple(SPECS)) -> list[Case]:
+def load_cases(names: str | Sequence[str] | None = None) -> list[Case]:
     """Read the records that there are, and solve the formula for each.
 
     Args:
-        names: Keys of ``SPECS``.
+        names: Keys of ``SPECS``; ``None`` for all.
 
     Returns:
         A case per record.
+
+    Raises:
+        PruneLimitError: If a name is unknown.
     """
     cases = []
-    for name in names:
-        spec = find_transformer(name)
+    for name in pick_names("network", names, SPECS):
+        spec = SPECS[name]
         record = load_record(EXPERIMENT, spec)
         if record is not None:
             found = Spectrum.from_dict(record["spectrum"])

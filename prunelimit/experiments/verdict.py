@@ -174,7 +174,7 @@ def bounds_meet(limits: pd.DataFrame) -> Finding:
     largest = int(limits.total.to_numpy().argmax())
     measured = (
         f"{int((width <= CLOSE).sum())} of {len(width)} networks; {width.iloc[largest]:.2f} points at D = {limits.total.iloc[largest]:,}, "
-        f"{width.max():.1f} at most. The upper one is none for the true threshold (thm-confocal)"
+        f"{width.max():.1f} at most. The upper one does not bound the true threshold: that takes the confocal distance in place of R"
     )
     return Finding(claim, _decided(bool((width <= CLOSE).all()), bool((width <= CLOSE).any())), measured, rule, page)
 
@@ -328,7 +328,7 @@ def countermeasure_resolves(cells: Sequence[Cell], limits: pd.DataFrame) -> Find
     return Finding(claim, _decided(bool(inside.all()) and large, bool(inside.all()) or large), measured, rule, page)
 
 
-def findings(seeds: Sequence[int] = (0, 1, 2)) -> list[Finding]:
+def findings(seeds: int | Sequence[int] = (0, 1, 2)) -> list[Finding]:
     """Judge every claim of the fundamental-limit paper by the records that there are.
 
     Args:
@@ -371,7 +371,7 @@ def verdict_table(found: Sequence[Finding]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def error_table(seeds: Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
+def error_table(seeds: int | Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
     """Lay out :func:`prediction_errors` for every profile and kind of practice.
 
     Args:

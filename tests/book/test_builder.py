@@ -69,9 +69,18 @@ def test_only_what_changed_is_executed_again(root, capsys):
 
 def test_a_failing_cell_is_named_with_its_traceback(root):
     write_notebook(root, "one", "boat = 1 / 0")
-    with pytest.raises(NotebookFailed, match=r"(?s)one, cell 3.*boat = 1 / 0.*ZeroDivisionError"):
+    with pytest.raises(NotebookFailed, match=r"(?s)one, cell 3.*boat = 1 / 0.*ZeroDivisionError") as caught:
         Builder(root).execute()
+    assert not caught.value.mendable
     assert not (root / "_build" / "executed" / "one.ipynb").exists()
+
+
+def test_what_a_user_can_mend_is_a_sentence(root):
+    write_notebook(root, "one", "from prunelimit.checks import integer\ninteger('size', size, 1)")
+    with pytest.raises(NotebookFailed) as caught:
+        Builder(root).execute(["one"], {"size": 0})
+    assert caught.value.mendable
+    assert str(caught.value) == "notebooks/one, cell 4: size=0 must be a whole number, at least 1."
 
 
 def test_an_unknown_parameter_is_refused(root):

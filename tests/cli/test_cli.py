@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from prunelimit import cli
+from prunelimit.cli_options import parameter_of
 
 COMMANDS = (
     "predict",
@@ -168,6 +169,9 @@ def test_doctor_reports_a_damaged_record(tmp_path, call):
         (("ladder", "fc3-weak-l1", "--profile", "paper"), "has nothing of this kind for fc3-weak-l1"),
         (("resolve", "fc5-cifar10", "--time-budget", "0"), "time_budget=0.0 must be positive"),
         (("figure", "fig99"), "notebook='fig99' is unknown"),
+        (("figure", "phase", "-p", "rotation=3"), "Did you mean 'rotations'"),
+        (("figure", "phase", "-p", "rotations"), "parameter='rotations' has no value"),
+        (("figure", "phase", "-p", "totals=[20"), "parameter='totals=[20' cannot be read"),
         (("data", "cifar11"), "Did you mean 'cifar10'"),
         (("data", "cifar10", "--from", "/no/such/folder"), "is not a folder"),
     ],
@@ -178,6 +182,30 @@ def test_bad_input_is_one_sentence_and_status_two(words, fragment, call):
     assert fragment in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_figure_with_a_wrong_parameter_is_one_sentence(call, tmp_path):
+    done = call("figure", "tab06", "-p", "profile=huge", "--folder", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.startswith("prunelimit: notebooks/tab06, cell 4: profile='huge' is unknown.")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("quick", "quick"),
+        ("'null'", "null"),
+        ("1e-3", 0.001),
+        ("[20, 40]", [20, 40]),
+        ("[quick, laptop]", ["quick", "laptop"]),
+        ("None", None),
+        ("null", None),
+    ],
+)
+def test_a_parameter_is_python_or_yaml(text, value):
+    assert parameter_of(f"some={text}") == ("some", value)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, call):

@@ -134,7 +134,7 @@ def test_projections_follow_the_law(recorded: Path) -> None:
         [0, 0, 10 * 2 * 4 * 0.75, 10 * 7 * 4 * 0.75]
     )
     assert all(row["from"] < row["hours"] < row["to"] for row in table.to_dict("records"))
-    with pytest.raises(PruneLimitError, match=r"^bandwidth=0 must be positive"):
+    with pytest.raises(PruneLimitError, match=r"^bandwidth=0 must be a positive"):
         cost_frames.projection_frame(bandwidth=0)
 
 

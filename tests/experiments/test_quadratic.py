@@ -201,7 +201,7 @@ def test_halfway_by_hand():
 
 def test_orientations_pass_where_their_median_does():
     wells = {"a": well_of("loguniform", 40)}
-    frame = frames.orientation_frame(wells["a"], trials=3, points=41)
+    frame = frames.orientation_frame(wells["a"], draws=3, points=41)
     table = frames.orientation_table(wells, {"a": frame}).iloc[0]
     assert table["formula s*"] == wells["a"].predicted()
     for label, part in frame.groupby("label"):
@@ -216,7 +216,7 @@ def test_orientations_pass_where_their_median_does():
         (lambda: q.chosen_spectrum("flaat", 10), "Did you mean 'flat'"),
         (lambda: q.chosen_spectrum("flat", 1), "dimension=1"),
         (lambda: q.chosen_spectrum("null", 10, nullity=1.0), "nullity=1.0"),
-        (lambda: q.drawn_weights("normal", 10, np.random.default_rng(0)), "distribution='normal'"),
+        (lambda: q.drawn_weights("normal", 10, np.random.default_rng(0)), "weights='normal'"),
         (lambda: q.QuadraticWell(np.ones(3), np.ones(4), 0.1), "one length"),
         (lambda: q.QuadraticWell(-np.ones(3), np.ones(3), 0.1), "negative"),
         (lambda: q.QuadraticWell(np.ones(3), np.ones(3), 0.0), "epsilon=0.0"),

@@ -39,7 +39,7 @@ def test_every_quadratic_has_a_panel_with_its_limits(wells):
 
 def test_orientations_are_drawn_and_told(wells):
     name = "power law"
-    turned = {name: quadratic_frames.orientation_frame(wells[name], trials=3, points=21)}
+    turned = {name: quadratic_frames.orientation_frame(wells[name], draws=3, points=21)}
     table = quadratic_frames.orientation_table(wells, turned)
     axis = figures.plot_orientations(turned, {name: table["formula s*"][0]}).axes[0]
     assert {line.get_label() for line in axis.lines} >= set(quadratic_frames.CASES.values())

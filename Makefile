@@ -30,9 +30,9 @@ COMPETITORS = pyhessian curvlinops-for-pytorch backpack-for-pytorch einconv eino
 book: $(READY)
 	@$(BIN)/prunelimit book
 
-# Whole files of tests are dealt out to so many processes, of one thread each.
+# Whole files of tests are dealt out to so many processes, of one thread each: more threads than cores wait for each other.
 WORKERS ?= 2
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test: $(READY)
 	@$(PYTEST)

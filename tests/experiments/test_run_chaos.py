@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,8 +145,11 @@ def kill_at_random(call: Call, home: Path, seconds: float, kills: int, seed: int
         killed += status == -signal.SIGKILL
         for file in (home / "results").rglob("*.json"):
             json.loads(file.read_text(encoding="utf-8"))
-        if status == 0:
+        if status == 0 and killed >= 2:
             break
+        if status == 0:  # the machine has got faster since it was timed: again, with shorter lives
+            shutil.rmtree(home)
+            killed, seconds = 0, seconds / 2
     assert killed >= 2, "it was over before it could be killed"
     assert call(home) == 0, (home / "log").read_text()
 

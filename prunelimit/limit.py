@@ -141,12 +141,17 @@ def formula_side(found: Spectrum, which: int, epsilon: float, bounds: str = "cer
     )
 
 
-def _refined(distance: np.ndarray, total: int) -> np.ndarray:
-    """Interpolate a coarse curve R(s): the root is a point of the grid, whose steps must not round it."""
-    steps, least = len(distance) - 1, min(total, ROOT_STEPS)
-    if steps >= least:
-        return distance
-    return np.interp(np.linspace(0, 1, least + 1), np.linspace(0, 1, steps + 1), distance)
+def finer_distance(distance: np.ndarray, steps: int) -> np.ndarray:
+    """Interpolate a coarse curve R(s): the root is a point of the grid, whose steps must not round it.
+
+    Args:
+        distance: Distances R at equally spaced sparsities from 0 to 1.
+        steps: Steps of the finer grid.
+
+    Returns:
+        ``(steps + 1,)`` distances.
+    """
+    return np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, len(distance)), distance)
 
 
 def kinematic_margin(total: int, eta: float = ETA) -> float:
@@ -351,7 +356,9 @@ def formula_limit(
     Raises:
         PruneLimitError: If epsilon is not positive or ``bounds`` is unknown.
     """
-    epsilon, distance = check_epsilon(epsilon), _refined(distance, found.dimension)
+    epsilon, least = check_epsilon(epsilon), min(found.dimension, ROOT_STEPS)
+    if len(distance) <= least:
+        distance = finer_distance(distance, least)
     sides = [formula_side(found, which, epsilon, bounds) for which in range(3)]
     value = solve_limit(distance, sides[0])
     interval = (solve_limit(distance, sides[2]), solve_limit(distance, sides[1]))

@@ -17,7 +17,7 @@ from prunelimit.experiments.distributions import (
 )
 from prunelimit.experiments.frames import network_title
 from prunelimit.experiments.runner import EXPERIMENT as LIMIT
-from prunelimit.experiments.store import load_record
+from prunelimit.experiments.store import joined_provenance, load_record
 from prunelimit.training import learning_rate
 
 #: Bins of the recorded histogram that become one of the drawn curve.
@@ -223,15 +223,12 @@ def distributions_origin(found: Sequence[Weights]) -> pd.DataFrame:
     """Say where the numbers come from: profile, seeds, device, commit, and the command that makes them again."""
     rows = []
     for weights in found:
-        source = weights.record["provenance"]
         rows.append(
             {
                 "task": weights.task.name,
                 "profile": weights.profile,
                 "seeds": ", ".join(map(str, weights.spec.seeds)),
-                "device": source["device"],
-                "torch": source["torch"],
-                "commit": (source["commit"] or "none")[:10] + (" and changes" if source["changed"] else ""),
+                **joined_provenance([weights.record["provenance"]]),
                 "command": _command(weights.task, weights.profile, len(weights.spec.seeds)),
             }
         )

@@ -18,12 +18,12 @@ from prunelimit.experiments.refit import EXPERIMENT as REFIT
 from prunelimit.experiments.runner import EXPERIMENT, run_limit
 from prunelimit.experiments.sight import EXPERIMENT as SIGHT
 from prunelimit.experiments.specs import LimitSpec
-from prunelimit.experiments.store import load_record
-from prunelimit.limit import PruningLimit, formula_limit
+from prunelimit.experiments.store import joined_provenance, load_record
+from prunelimit.limit import ROOT_STEPS, PruningLimit, finer_distance, formula_limit
 from prunelimit.pruning.magnitude import effective_sparsity
 
 #: Grid onto which the recorded 1,001 distances are interpolated before the root is sought.
-FINE_GRID = 20_001
+FINE_GRID = ROOT_STEPS + 1
 
 #: Column of the limits table to what a reader sees.
 MEASURES = {
@@ -43,8 +43,7 @@ MEASURES = {
 
 def fine_distance(record: dict[str, Any]) -> np.ndarray:
     """Return a record's distances R, interpolated onto the grid on which the root is sought, ``(FINE_GRID,)``."""
-    radius = np.array(record["radius"])
-    return np.interp(np.linspace(0, 1, FINE_GRID), np.linspace(0, 1, len(radius)), radius)
+    return finer_distance(np.array(record["radius"]), ROOT_STEPS)
 
 
 def network_title(network: str, dataset: str, profile: str) -> str:
@@ -288,16 +287,10 @@ def origin(cells: Sequence[Cell]) -> pd.DataFrame:
     rows = []
     for task, profile in dict.fromkeys((cell.task.name, cell.profile) for cell in cells):
         here = [cell for cell in cells if (cell.task.name, cell.profile) == (task, profile)]
-        sources = [cell.record["provenance"] for cell in here]
-        together = {
-            "seeds": [str(cell.seed) for cell in here],
-            "device": [source["device"] for source in sources],
-            "torch": [source["torch"] for source in sources],
-            "commit": [(source["commit"] or "none")[:10] for source in sources],
-        }
-        row = {name: ", ".join(dict.fromkeys(values)) for name, values in together.items()}
+        row = {"task": task, "profile": profile, "seeds": ", ".join(str(cell.seed) for cell in here)}
+        row |= joined_provenance([cell.record["provenance"] for cell in here])
         command = f"prunelimit run {task} --profile {profile} --seeds {max(cell.seed for cell in here) + 1}"
-        rows.append({"task": task, "profile": profile, **row, "command": command})
+        rows.append(row | {"command": command})
     return pd.DataFrame(rows)
 
 

@@ -10,12 +10,13 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 from torch.nn.functional import cross_entropy
 
-from prunelimit.checks import positives, several
+from prunelimit.checks import positives
 from prunelimit.datasets import load_dataset
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.catalogue import find_tasks
 from prunelimit.experiments.diagram_frames import grid_diagram
 from prunelimit.experiments.frames import limits_frame, load_cells
+from prunelimit.experiments.path_frames import cell_pairs
 from prunelimit.experiments.quadratic import FAMILIES, family_wells
 from prunelimit.experiments.quadratic_frames import prediction_frame, success_frame
 from prunelimit.experiments.regime_frames import regime_frame
@@ -157,22 +158,21 @@ def regime_answers(values: Sequence[float], densities: Sequence[float]) -> pd.Da
     settings = find_grid(LAB_GRID).settings("quick")
     parted = grid_diagram(LAB_GRID, regime_frame(LAB_GRID, "quick")).parted
     rows = []
-    for value in several("values", values):
-        for density in several("densities", densities):
-            for seed in settings.seeds:
-                record = load_record(EXPERIMENT, settings.spec(value, density, seed))
-                if record is None:
-                    raise PruneLimitError(
-                        f"values={values!r}, densities={densities!r}: {value!r} with {density!r} is not recorded. "
-                        f"Choose from {settings.values} and {settings.densities}."
-                    )
-                pair = record["pairs"][0]
-                errors = tuple(pair["errors"])
-                line = Connectivity(tuple(np.linspace(0, 1, len(errors))), errors, "error")
-                regime = classify_regime(line.lmc, pair["cka"], lmc_threshold=parted.lmc, cka_threshold=parted.cka)
-                key = {"value": value, "density": density, "seed": seed, "lmc": line.lmc, "barrier": line.barrier}
-                independent = independent_similarity(errors[0], errors[-1])
-                rows.append(key | {"cka": pair["cka"], "independent": independent, "regime": str(regime)})
+    for value, density in cell_pairs(values, densities):
+        for seed in settings.seeds:
+            record = load_record(EXPERIMENT, settings.spec(value, density, seed))
+            if record is None:
+                raise PruneLimitError(
+                    f"values={values!r}, densities={densities!r}: {value!r} with {density!r} is not recorded. "
+                    f"Choose from {settings.values} and {settings.densities}."
+                )
+            pair = record["pairs"][0]
+            errors = tuple(pair["errors"])
+            line = Connectivity(tuple(np.linspace(0, 1, len(errors))), errors, "error")
+            regime = classify_regime(line.lmc, pair["cka"], lmc_threshold=parted.lmc, cka_threshold=parted.cka)
+            key = {"value": value, "density": density, "seed": seed, "lmc": line.lmc, "barrier": line.barrier}
+            independent = independent_similarity(errors[0], errors[-1])
+            rows.append(key | {"cka": pair["cka"], "independent": independent, "regime": str(regime)})
     return pd.DataFrame(rows)
 
 

@@ -13,7 +13,7 @@ from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.catalogue import LadderTask, find_ladders, find_profiles, find_seeds
 from prunelimit.experiments.ladder import EXPERIMENT
 from prunelimit.experiments.specs import LadderSpec
-from prunelimit.experiments.store import load_record
+from prunelimit.experiments.store import joined_provenance, load_record
 
 #: Rungs on which the kept weights may move, from the formula to what training does: key to its name and the assumption
 #: of the theory page that it gives back.
@@ -309,11 +309,8 @@ def ladder_origin(cells: Sequence[LadderCell]) -> pd.DataFrame:
     groups = dict.fromkeys((cell.task.name, cell.profile) for cell in cells)
     for task, profile in groups:
         part = [cell for cell in cells if (cell.task.name, cell.profile) == (task, profile)]
-        sources = [cell.record["provenance"] for cell in part]
-        commits = [(s["commit"] or "none")[:10] + (" and changes" if s["changed"] else "") for s in sources]
         row = {"task": task, "profile": profile, "seeds": ", ".join(str(cell.seed) for cell in part)}
-        row |= {name: "; ".join(dict.fromkeys(s[name] for s in sources)) for name in ("device", "torch")}
-        row["commit"] = "; ".join(dict.fromkeys(commits))
+        row |= joined_provenance([cell.record["provenance"] for cell in part])
         row["seconds per seed"] = f"{np.mean([sum(cell.record['seconds'].values()) for cell in part]):.0f}"
         rows.append(row | {"command": _command(task, profile, max(cell.seed for cell in part) + 1)})
     return pd.DataFrame(rows)

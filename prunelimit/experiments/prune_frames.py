@@ -148,9 +148,9 @@ def _epochs(rows: pd.DataFrame) -> str:
 
 def predicted_limits(comparisons: str | Sequence[str] | None, profile: str = "best") -> dict[str, float]:
     """Look up the formula's limit of the task with the same name and profile, mean over seeds, by title of the comparison."""
-    limits = {}
+    limits, profiles = {}, find_profiles(profile)
     for one in find_comparisons(comparisons):
-        for name in find_profiles(profile):
+        for name in profiles:
             cells = load_cells(one.name, name) if name in one.profiles and one.name in TASKS else []
             if cells:
                 limits[title_of(one, name)] = float(np.mean([cell.limit.sparsity for cell in cells]))

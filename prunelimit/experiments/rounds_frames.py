@@ -43,7 +43,8 @@ def rounds_frame(
         ``measured`` are fractions of all weights, those already removed included. ``alive`` is false once the network has
         lost more than half of the dense network's test accuracy: its limit says nothing.
     """
-    return pd.DataFrame(best_rows(comparisons, profile, seeds, _recorded), columns=list(COLUMNS))
+    rows = best_rows(comparisons, profile, seeds, _recorded)
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"alive": bool})  # also where there is no row
 
 
 def _recorded(one: Comparison, profile: str, seed: int) -> list[dict[str, Any]]:
@@ -99,17 +100,16 @@ def share_of_left(frame: pd.DataFrame, name: str) -> pd.Series:
 
 
 def ends(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Pick the dense network, and the last round that is alive, of every run.
+    """Pick the dense network and the last round of every run.
 
     Args:
-        frame: Output of :func:`rounds_frame`.
+        frame: Output of :func:`rounds_frame`, the rounds that are alive.
 
     Returns:
         Both, one row per run.
     """
-    there = frame[frame.alive.astype(bool)]
-    runs = there.groupby(["title", "seed"], sort=False)["round"]
-    return there.loc[runs.idxmin()], there.loc[runs.idxmax()]
+    runs = frame.groupby(["title", "seed"], sort=False)["round"]
+    return frame.loc[runs.idxmin()], frame.loc[runs.idxmax()]
 
 
 def rounds_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -125,7 +125,7 @@ def rounds_table(frame: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for title, whole in frame.groupby("title", sort=False):
-        here = whole[whole.alive.astype(bool)]
+        here = whole[whole.alive]
         first, last = ends(here)
         accuracy = " to ".join(f"{100 * end.test_accuracy.mean():.1f}" for end in (first, last))
         for name, label in (("formula", "formula"), ("measured", "one-shot, measured")):

@@ -16,7 +16,7 @@ from prunelimit.experiments.curvature import EXPERIMENT as CURVATURE
 from prunelimit.experiments.frames import Cell, fine_distance
 from prunelimit.experiments.rows import EXPERIMENT, run_rows
 from prunelimit.experiments.specs import RowsSpec
-from prunelimit.experiments.store import load_record
+from prunelimit.experiments.store import joined_provenance, load_record
 from prunelimit.limit import formula_limit, removable_fraction, solve_limit
 
 #: A row is called negligible if its Euclidean norm is below this share of mu: it adds at most as much to d(mu).
@@ -262,26 +262,15 @@ def _spectrum(part: RowsCell) -> Spectrum:
 
 
 def rows_origin(found: Sequence[RowsCell]) -> pd.DataFrame:
-    """Say where the numbers come from: profile, seeds, device, commit, and the command that makes them again."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for part in found:
-        source, cell = part.record["provenance"], part.cell
-        row = rows.setdefault(
-            (cell.task.name, cell.profile),
-            {
-                "task": cell.task.name,
-                "profile": cell.profile,
-                "seeds": [],
-                "device": source["device"],
-                "torch": source["torch"],
-                "commit": (source["commit"] or "none")[:10] + (" and changes" if source["changed"] else ""),
-            },
-        )
-        row["seeds"] = sorted({*row["seeds"], cell.seed})
-    for (task, profile), row in rows.items():
-        row["command"] = f"prunelimit rows {task} --profile {profile} --seeds {max(row['seeds']) + 1}"
-        row["seeds"] = ", ".join(map(str, row["seeds"]))
-    return pd.DataFrame(list(rows.values()))
+    """Say where the numbers come from: profile, seeds, devices, commits, and the command that makes them again."""
+    rows = []
+    for task, profile in dict.fromkeys((part.cell.task.name, part.cell.profile) for part in found):
+        here = [part for part in found if (part.cell.task.name, part.cell.profile) == (task, profile)]
+        seeds = sorted({part.cell.seed for part in here})
+        row = {"task": task, "profile": profile, "seeds": ", ".join(map(str, seeds))}
+        row |= joined_provenance([part.record["provenance"] for part in here])
+        rows.append(row | {"command": f"prunelimit rows {task} --profile {profile} --seeds {seeds[-1] + 1}"})
+    return pd.DataFrame(rows)
 
 
 def missing_rows(tasks: str | Sequence[str] | None = None, seeds: int | Sequence[int] = (0,)) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,23 @@ def save_record(experiment: str, spec: Spec, record: dict[str, Any]) -> Path:
     path = record_path(experiment, spec)
     write_json(path, whole | {"digest": _digest(whole)})
     return path
+
+
+def joined_provenance(sources: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Say where several records come from.
+
+    Args:
+        sources: The ``provenance`` of each.
+
+    Returns:
+        Devices, versions of torch and commits, each once: ``device``, ``torch`` and ``commit``.
+    """
+    together = {
+        "device": [source["device"] for source in sources],
+        "torch": [source["torch"] for source in sources],
+        "commit": [(s["commit"] or "none")[:10] + (" and changes" if s["changed"] else "") for s in sources],
+    }
+    return {name: ", ".join(dict.fromkeys(values)) for name, values in together.items()}
 
 
 def load_record(experiment: str, spec: Spec) -> dict[str, Any] | None:

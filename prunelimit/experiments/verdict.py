@@ -66,8 +66,7 @@ def prediction_errors(limits: pd.DataFrame, actual: str) -> pd.DataFrame:
         if both.empty:
             continue
         gap = 100 * (both[name] - both[actual])
-        ranked = len(both) > 2 and both[name].nunique() > 1 and both[actual].nunique() > 1
-        rank = float(stats.spearmanr(both[name], both[actual]).statistic) if ranked else np.nan
+        rank = float(spearman(both[name], both[actual])[0]) if len(both) > 2 else np.nan
         rows.append(
             {"predictor": name, "error": gap.abs().mean(), "bias": gap.mean(), "rank": rank, "count": len(both)}
         )
@@ -146,7 +145,7 @@ def two_factors(cells: Sequence[Cell], limits: pd.DataFrame) -> Finding:
     actual = limits.measured.to_numpy()
 
     def rank(values: np.ndarray) -> float:
-        return float(stats.spearmanr(values, actual).statistic)
+        return float(spearman(values, actual)[0])
 
     both, one, two, third = rank(sharp * length * strict), rank(sharp), rank(length * strict), rank(strict)
     measured = (
@@ -251,7 +250,7 @@ def iterative_raises(frame: pd.DataFrame) -> Finding:
     )
     if frame.empty:
         return Finding(claim, "not decided", "no record", rule, page)
-    here = frame[frame.alive.astype(bool)]
+    here = frame[frame.alive]
     runs = [run for _, run in here.groupby(["title", "seed"])]
     names = ("formula", "measured")
     ranks = np.array([[spearman(run["round"], run[name])[0] for name in names] for run in runs])
@@ -348,7 +347,7 @@ def findings(seeds: int | Sequence[int] = (0, 1, 2)) -> list[Finding]:
         two_factors(every, limits),
         bounds_meet(limits),
         lomp_reaches_the_limit(limits),
-        lomp_beats(trained, "pruners that train the sparse network", "tab03", (), prune_frames.absent_rows(trained)),
+        lomp_beats(trained, "pruners that train the sparse network", "tab03", absent=prune_frames.absent_rows(trained)),
         lomp_beats(one_shot, "second-order pruners", "tab09", ["magnitude, no L1"], prune_frames.absent_rows(one_shot)),
         iterative_raises(rounds),
         penalty_helps_gems(frame),

@@ -76,7 +76,7 @@ def plot_rounds(frame: pd.DataFrame) -> Figure:
     Returns:
         Predicted and measured limit against the sparsity already reached; the diagonal is where nothing more could go.
     """
-    frame = frame[frame.alive.astype(bool)]
+    frame = frame[frame.alive]
     titles = list(dict.fromkeys(frame.title))
     figure, axes = panel_grid(len(titles), 2, width=4.8 if len(titles) > 1 else 6.4, height=3.6)
     kinds = {
@@ -135,7 +135,7 @@ def describe_rounds(frame: pd.DataFrame) -> str:
         One sentence per network.
     """
     sentences = []
-    for title, here in frame[frame.alive.astype(bool)].groupby("title", sort=False):
+    for title, here in frame[frame.alive].groupby("title", sort=False):
         rounds = here.groupby("seed")["round"]
         first, last = here.loc[rounds.idxmin()], here.loc[rounds.idxmax()]
         sentences.append(

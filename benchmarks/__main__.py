@@ -15,6 +15,7 @@ FULL = (
     ("same-work", "--network", "resnet20"),
     ("memory", "--network", "fc5"),
     ("memory", "--network", "resnet20"),
+    ("memory-time", "--network", "resnet20"),
     ("same-accuracy", "--network", "mlp-small"),
     ("same-accuracy", "--network", "resnet-small"),
     ("growth",),
@@ -26,6 +27,7 @@ SHORT = (
     ("same-work", "--network", "quick-mlp"),
     ("same-work", "--network", "quick-resnet"),
     ("memory", "--network", "quick-mlp"),
+    ("memory-time", "--network", "quick-resnet"),
     ("same-accuracy", "--network", "quick-mlp"),
     ("growth",),
     ("many",),
@@ -36,11 +38,15 @@ SHORT = (
 #: Comparisons whose one record is of all their networks.
 SINGLE = ("growth", "many", "size", "workers")
 
+#: Parts of comparisons, each in a process of its own, which the comparisons start.
+ONE = ("memory-one", "memory-time-one", "size-one", "workers-one")
+
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = ("all", "same-work", "memory", "memory-one", "same-accuracy", *SINGLE, "size-one", "workers-one")
+    several = ("same-work", "memory", "memory-time", "same-accuracy")
+    commands = ("all", *several, *SINGLE, *ONE)
     parser.add_argument("command", nargs="?", default="all", choices=commands)
     parser.add_argument("--network", default="fc5", help="a name in benchmarks/problems.py")
     parser.add_argument("--steps", type=int, default=None, help="Lanczos steps (96; size: 8); workers: products (4)")
@@ -50,6 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--examples", type=int, default=None, help="fewer images than the 2,000 of the comparison")
     parser.add_argument("--probes", type=int, default=None, help="start vectors per estimate (16), same-accuracy")
     parser.add_argument("--methods", nargs="+", default=None, help="only these methods")
+    parser.add_argument("--rows", type=int, default=0, help="rows per pass of memory-time-one; 0: its own choice")
     parser.add_argument("--parts", nargs="+", default=None, help="only these parts of growth")
     parser.add_argument("--threads", type=int, default=1, help="threads of every method (1)")
     parser.add_argument(
@@ -79,24 +86,40 @@ def run_all(given: argparse.Namespace) -> int:
     return failed
 
 
+def run_part(given: argparse.Namespace, steps: int, few: int, repeats: int) -> None:
+    """Measure one part of a comparison in this process, and print it.
+
+    Args:
+        given: The command line.
+        steps: Lanczos steps.
+        few: The same of networks so large that there are fewer, or products.
+        repeats: Rounds.
+    """
+    from benchmarks import memory, memory_time, records, size, workers
+
+    parts = {
+        "memory-one": lambda: memory.one(given.network, given.methods[0], steps),
+        "memory-time-one": lambda: memory_time.one(given.network, given.rows, steps, repeats),
+        "size-one": lambda: size.one(given.network, few, repeats),
+        "workers-one": lambda: workers.one(given.network, few, repeats),
+    }
+    found = parts[given.command]()
+    if found is not None:  # of processes that share a part, one speaks
+        print(json.dumps(records.plain(found)))
+
+
 def run_one(given: argparse.Namespace) -> None:
     """Run one comparison in this process."""
     import torch
 
-    from benchmarks import growth, many, memory, records, same_accuracy, same_work, size, workers
+    from benchmarks import growth, many, memory, memory_time, records, same_accuracy, same_work, size, workers
 
     torch.set_num_threads(given.threads)
     quick = given.quick
     steps, repeats = given.steps or (4 if quick else 96), given.repeats or (1 if quick else 5)
-    if given.command == "memory-one":
-        print(json.dumps(memory.one(given.network, given.methods[0], steps)))
-        return
-    # Of networks so large, and of products alone, fewer.
     few = given.steps or (4 if quick or "workers" in given.command else 8)
-    if given.command in ("size-one", "workers-one"):
-        found = (size if given.command == "size-one" else workers).one(given.network, few, repeats)
-        if found is not None:
-            print(json.dumps(records.plain(found)))
+    if given.command in ONE:
+        run_part(given, steps, few, repeats)
         return
     single = given.command in SINGLE
     name = given.command if single else f"{given.command}-{given.network}"
@@ -108,6 +131,9 @@ def run_one(given: argparse.Namespace) -> None:
         )
     elif given.command == "memory":
         memory.compare(record, given.network, steps=steps, names=given.methods)
+    elif given.command == "memory-time":
+        choices, rounds = (memory_time.QUICK, 1) if quick else (memory_time.FULL, given.repeats or 3)
+        memory_time.compare(record, given.network, choices=choices, steps=steps, repeats=rounds)
     elif given.command == "same-accuracy":
         counts = same_accuracy.STEPS[:3] if quick else same_accuracy.STEPS
         probes, groups = given.probes or (2 if quick else 16), given.repeats or (2 if quick else 3)

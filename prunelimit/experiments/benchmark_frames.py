@@ -14,6 +14,7 @@ from prunelimit.experiments.store import results_folder, trace
 COMPARISONS = {
     "same-work": ("same-work-fc5", "same-work-resnet20"),
     "memory": ("memory-fc5", "memory-resnet20"),
+    "memory-time": ("memory-time-resnet20",),
     "same-accuracy": ("same-accuracy-mlp-small", "same-accuracy-resnet-small"),
     "growth": ("growth",),
     "many": ("many",),
@@ -118,6 +119,32 @@ def memory_frame() -> pd.DataFrame:
             )
     names = ["network", "N", "steps", "method", "peak, MiB", "basis, MiB", "peak / basis", "aim"]
     return pd.DataFrame(rows, columns=names)
+
+
+def trade_frame() -> pd.DataFrame:
+    """Tabulate what fewer rows per pass save in memory and cost in time, each choice in a process of its own.
+
+    Returns:
+        One row per network and choice: which graph is kept, rows per pass, peak of a product above what the process held
+        before, in MiB; that and the Lanczos basis in sizes of the basis, gradients per product, and what is aimed at.
+    """
+    rows = [
+        {
+            "network": record["problem"]["network"],
+            "N": record["problem"]["examples"],
+            "graph": "kept between products" if found["rule"] == "retained" else "built anew",
+            "rows per pass": found["rows_per_pass"],
+            "peak of a product, MiB": found["peak"] / 2**20,
+            "with the basis / basis": found["ratio"],
+            "at most": record["targets"]["ratio"],
+            "gradients per product": found["gradients"],
+            "aim": record["targets"]["gradients"],
+        }
+        for record in load_benchmarks("memory-time")
+        for found in record["choices"]
+    ]
+    names = ["network", "N", "graph", "rows per pass", "peak of a product, MiB", "with the basis / basis", "at most"]
+    return pd.DataFrame(rows, columns=[*names, "gradients per product", "aim"])
 
 
 def error_frame() -> pd.DataFrame:

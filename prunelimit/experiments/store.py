@@ -15,6 +15,9 @@ from prunelimit.errors import PruneLimitError
 from prunelimit.files import write_json
 from prunelimit.specs import RESULT_FORMAT, Spec
 
+#: Folders whose code records are made with.
+CODE = ("prunelimit", "benchmarks")
+
 
 def repository() -> Path | None:
     """Return the root of the checkout that this library runs from, if it is one."""
@@ -121,7 +124,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
         threads: Threads that torch used.
 
     Returns:
-        Commit, whether the tree differed from it, versions, device and processor.
+        Commit, whether the code in the tree differed from it (new files too), versions, device and processor.
     """
     import numpy
     import torch
@@ -132,9 +135,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
     commit, changed = None, None
     if root is not None:
         commit = _git(root, "rev-parse", "HEAD")
-        changed = (
-            bool(_git(root, "status", "--porcelain", "--untracked-files=no", "--", "prunelimit")) if commit else None
-        )
+        changed = bool(_git(root, "status", "--porcelain", "--untracked-files=all", "--", *CODE)) if commit else None
     name = torch.cuda.get_device_name(0) if device.startswith("cuda") else (platform.processor() or platform.machine())
     return {
         "commit": commit,

@@ -1,4 +1,4 @@
-"""The comparisons "size" and "workers" run in processes of their own, add up, and their records become tables."""
+"""The comparisons "size", "workers" and "memory-time" run in processes of their own, add up, and their records become tables."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("benchmarks.workers")
 
 
-def run(kind: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
-    """Run the quick variant, and let its record stand for the full one."""
+def run(kind: str, monkeypatch: pytest.MonkeyPatch, folder: Path, full: str | None = None) -> dict[str, Any]:
+    """Run the quick variant, and let its record stand for the full one, which may be called after a network."""
     monkeypatch.setenv("PRUNELIMIT_RESULTS", str(folder))
     out = results_folder() / "benchmarks"
-    command = [sys.executable, "-m", "benchmarks", kind, "--quick", "--out", str(out)]
+    network = [] if full is None else ["--network", "quick-resnet"]
+    command = [sys.executable, "-m", "benchmarks", kind, *network, "--quick", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    text = (out / f"{kind}-quick.json").read_text(encoding="utf-8")
+    (path,) = out.glob(f"{kind}-quick*.json")
+    text = path.read_text(encoding="utf-8")
     assert str(folder) not in text
-    record = json.loads(text) | {"name": kind}
-    (out / f"{kind}.json").write_text(json.dumps(record))
+    record = json.loads(text) | {"name": full or kind}
+    (out / f"{full or kind}.json").write_text(json.dumps(record))
     return record
 
 
@@ -58,6 +60,19 @@ def test_size_is_recorded_in_gradients_and_bytes(monkeypatch: pytest.MonkeyPatch
     origin = benchmark_frames.benchmark_origin().set_index("comparison")
     assert origin.loc["size", "processor"] != "not recorded"
     assert origin.loc["workers", "command"] == "python -m benchmarks workers"
+
+
+def test_memory_and_time_of_a_product_by_rows_per_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    record = run("memory-time", monkeypatch, tmp_path, full="memory-time-resnet20")
+    assert [(found["rule"], found["rows_per_pass"]) for found in record["choices"]] == [("retained", 100), ("fresh", 7)]
+    table = benchmark_frames.trade_frame()
+    assert table.graph.tolist() == ["kept between products", "built anew"]
+    for found, row in zip(record["choices"], table.to_dict("records"), strict=True):
+        assert found["basis"] == 4 * record["problem"]["dimension"] * record["steps"]
+        assert row["peak of a product, MiB"] == found["peak"] / 2**20 > 0
+        assert row["with the basis / basis"] == pytest.approx(1 + found["peak"] / found["basis"])
+        seconds = {name: clock["cpu_median"] for name, clock in found["seconds"].items()}
+        assert row["gradients per product"] == pytest.approx(seconds["product"] / seconds["gradient"])
 
 
 def test_workers_give_the_same_product_and_are_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -88,3 +103,4 @@ def test_nothing_recorded_is_empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setenv("PRUNELIMIT_RESULTS", str(tmp_path))
     assert benchmark_frames.size_frame().empty
     assert benchmark_frames.workers_frame().empty
+    assert benchmark_frames.trade_frame().empty

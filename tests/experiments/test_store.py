@@ -1,6 +1,7 @@
 """Records survive the way to disk and back, and nothing else does."""
 
 import json
+import subprocess
 
 import pytest
 
@@ -49,6 +50,31 @@ def test_provenance_names_commit_versions_and_device():
     found = provenance("cpu", 1)
     assert {"commit", "changed", "device", "threads", "torch", "python", "prunelimit"} <= set(found)
     assert json.dumps(found)
+
+
+def test_provenance_tells_whether_code_differs_from_the_commit(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+
+    def changed():
+        return provenance("cpu", 1)["changed"]
+
+    monkeypatch.setattr("prunelimit.experiments.store.repository", lambda: tmp_path)
+    assert changed() is None
+    for place in ("prunelimit/deep", "benchmarks", "results"):
+        (tmp_path / place).mkdir(parents=True)
+    git("init", "--quiet")
+    (tmp_path / "prunelimit" / "a.py").write_text("one")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "first")
+    (tmp_path / "results" / "record.json").write_text("{}")
+    assert changed() is False
+    for place in ("prunelimit/a.py", "prunelimit/deep/new.py", "benchmarks/new.py"):
+        (tmp_path / place).write_text("two")
+        assert changed() is True, place
+        git("add", place)
+        git("commit", "--quiet", "--message", "more")
+        assert changed() is False, place
 
 
 def test_the_results_folder_can_be_moved(tmp_path, monkeypatch):

@@ -208,7 +208,7 @@ def plot_cover(limit: PruningLimit, title: str, limits: pd.DataFrame) -> Figure:
         Two panels: the crossing on the left, predictions and measurements of every network on the right.
     """
     height = max(4.1, 1.6 + 0.4 * limits.title.nunique())
-    figure, axes = new_figure(1, 2, width=5.4, height=height)
+    figure, axes = new_figure(1, 2, width=4.2, height=height)
     left, right = axes[0]
     _draw_crossing(left, limit)
     percent_axis(left)

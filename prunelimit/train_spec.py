@@ -74,6 +74,11 @@ class TrainSpec(Spec):
         if self.sam_adaptive and not self.sam_rho:
             raise PruneLimitError("sam_adaptive=True changes nothing without a radius: set sam_rho above 0 as well.")
 
+    @property
+    def title(self) -> str:
+        """What a line of progress calls the training."""
+        return f"{self.model} on {self.dataset}, seed {self.seed}"
+
 
 def learning_rate(spec: TrainSpec, epoch: int) -> float:
     """Return the learning rate of an epoch, counted from zero."""

@@ -248,9 +248,8 @@ def fit(
     if folder is not None:
         loop.load(folder)
     keeper = _Keeper(loop, folder, deadline)
-    title = f"{spec.model} on {spec.dataset}, seed {spec.seed}"
     try:
-        with suited_threads(model), ProgressLine(title, spec.epochs, progress and not sharing.rank) as line:
+        with suited_threads(model), ProgressLine(spec.title, spec.epochs, progress and not sharing.rank) as line:
             if loop.number < spec.epochs and not keeper.agreed(keeper.time_is_up()):
                 loop.compile()
             while loop.number < spec.epochs and not keeper.agreed(keeper.time_is_up()):

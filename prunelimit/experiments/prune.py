@@ -60,7 +60,7 @@ def run_prune(
     if method.spec.begins == "initial":
         start_network = initial_network(spec.train, dataset).to(device)
     folder = cache_folder() / "pruned" / spec.hash
-    steps = Steps(folder / "steps.json", deadline)
+    steps = Steps(folder / "steps.json", deadline, f"{spec.train.title}, {spec.method}" if progress else None)
 
     def measure(sparsity: float) -> dict[str, Any]:
         place = folder / ("state" if spec.settings.nested else f"state-{sparsity:.8f}")

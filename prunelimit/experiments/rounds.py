@@ -61,7 +61,7 @@ def run_rounds(
     data, test = dataset.on_device("train", device, spec.train.train_size), dataset.on_device("test", device)
     initial = initial_network(spec.train, dataset).to(device)
     folder = cache_folder() / "rounds" / spec.hash
-    steps = Steps(folder / "steps.json", deadline)
+    steps = Steps(folder / "steps.json", deadline, spec.train.title if progress else None)
     found = []
     with suited_threads(initial):
         rounds = iterative_rounds(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ from prunelimit.limit import CURVE_POINTS, PruningLimit, default_epsilon, exact_
 from prunelimit.path_limits import directional_limit, measured_limit
 from prunelimit.precision import full_float32
 from prunelimit.processes import from_first, own_folder, processes
+from prunelimit.progress import LOG_INTERVAL
 from prunelimit.pruning.adaptive import adaptive_sweep
 from prunelimit.pruning.magnitude import MagnitudePath, prunable_parameters
 from prunelimit.pruning.measured import fine_tuned_limit, largest_sparsity, sweep
@@ -70,11 +72,13 @@ class Steps:
     Args:
         path: JSON file in the cache.
         deadline: Value of ``time.monotonic()`` after which no step is begun.
+        title: What the steps are of, if a line is to be shown now and then for one that is finished.
     """
 
-    def __init__(self, path: Path, deadline: float | None = None) -> None:
+    def __init__(self, path: Path, deadline: float | None = None, title: str | None = None) -> None:
         self.path, self.deadline = path, deadline
         self._rank, self._world = processes(None)
+        self._title, self._told = None if self._rank else title, time.monotonic()
         self._begun = self._written = time.monotonic()
         self._open: list[str] = []
         self._spent = 0.0
@@ -114,12 +118,19 @@ class Steps:
                 self.done[name] = result | {"seconds": round(known.get("seconds", 0.0) + seconds, 4 if part else 2)}
                 if not part or time.monotonic() - self._written >= PART_INTERVAL:
                     self._write()
+            self._tell(name)
         return self.done[name]["value"]
 
     def _write(self) -> None:
         if self._rank == 0:
             write_json(self.path, self.done)
         self._written = time.monotonic()
+
+    def _tell(self, name: str) -> None:
+        now = time.monotonic()
+        if self._title is not None and now - self._told >= LOG_INTERVAL:
+            self._told = now
+            print(f"{self._title}: {name}  {self.done[name]['seconds']:.0f} s", file=sys.stderr, flush=True)
 
     def _parts(self, step: str) -> list[dict[str, Any]]:
         return [found for name, found in self.done.items() if name.startswith(f"{step} ")]
@@ -200,7 +211,7 @@ def run_limit(
     if fresh and rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
     from_first(None, world)  # nobody reads before that
-    steps = Steps(folder / "steps.json", deadline)
+    steps = Steps(folder / "steps.json", deadline, spec.train.title if progress else None)
     options: dict[str, Any] = {"deadline": deadline, "progress": progress, "runtime": runtime}
     own = folder / "checkpoints" if fresh else None
     trained = train(spec.train, device=device, dataset=dataset, folder=own, **options)
@@ -281,7 +292,12 @@ def _measure(
     if spec.tune_epochs:
         tune = further_training(spec.train, spec.tune_epochs)
         guess = min(max(body["measured"]["sparsity"], 0.05), 0.95)
-        kept: dict[str, Any] = {"memo": steps, "folder": unfinished, "deadline": steps.deadline}
+        kept: dict[str, Any] = {
+            "memo": steps,
+            "folder": unfinished,
+            "deadline": steps.deadline,
+            "progress": progress,
+        }
         limit = fine_tuned_limit(model, data, tune, epsilon=epsilon, guess=guess, tolerance=spec.tune_tolerance, **kept)
         body["fine_tuned"] = dataclasses.asdict(limit)
     return body

@@ -64,7 +64,8 @@ def run_sight(
             f"train={spec.train.hash} gives another network on this machine than the one whose spectrum is recorded "
             f"({spec.spectrum.hash}): delete that record, or run where it was made."
         )
-    memo = Steps(cache_folder() / "sights" / spec.hash / "steps.json", deadline)
+    title = f"{spec.train.title}, line of sight" if progress else None
+    memo = Steps(cache_folder() / "sights" / spec.hash / "steps.json", deadline, title)
     with suited_threads(ready.model):
         operator, reduced = reduced_operator(HessianOperator, ready.model, cross_entropy, ready.sample)
         restrict = None if reduced is None else reduced.restrict

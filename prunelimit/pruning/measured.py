@@ -159,6 +159,7 @@ def fine_tuned_limit(
     memo: Memo = no_memo,
     folder: Path | None = None,
     deadline: float | None = None,
+    progress: bool | None = None,
 ) -> FineTunedLimit:
     """Find how far a network can be pruned if the kept weights are trained on, mask fixed.
 
@@ -173,6 +174,7 @@ def fine_tuned_limit(
         memo: Remembers each fine-tuning, so that an interrupted search goes on.
         folder: Where the state of the present fine-tuning is saved, so that it goes on as well.
         deadline: Value of ``time.monotonic()`` before which it is saved.
+        progress: Whether to show the progress of each fine-tuning.
 
     Returns:
         The limit, its bracket and every loss on the way.
@@ -189,7 +191,7 @@ def fine_tuned_limit(
         def compute() -> float:
             tuned = copy.deepcopy(model)
             masks = path.masks(sparsity) if sparsity else None
-            history = fit(tuned, train, spec, masks=masks, folder=place, deadline=deadline)
+            history = fit(tuned, train, spec, masks=masks, folder=place, deadline=deadline, progress=progress)
             if len(history) < spec.epochs:
                 raise OutOfTime
             return evaluate(tuned, train)[0]

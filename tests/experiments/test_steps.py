@@ -103,6 +103,13 @@ def test_steps_with_a_number_but_no_whole_stand_alone(tmp_path: Path, clock: lis
     assert steps.seconds == {"tuned 0.1": 1, "tuned 0.2": 2}
 
 
+def test_a_line_is_shown_now_and_then(tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    for place, title in (("silent", None), ("told", "a network")):
+        steps = Steps(tmp_path / place / "steps.json", title=title)
+        steps("search", lambda steps=steps: [steps(f"search {k}", lasting(clock, 12)) for k in range(7)])
+    assert capsys.readouterr().err.splitlines() == ["a network: search 2  12 s", "a network: search 5  12 s"]
+
+
 def test_a_damaged_file_is_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "steps.json").write_text("{")
     assert Steps(tmp_path / "steps.json").done == {}

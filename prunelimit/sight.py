@@ -33,7 +33,7 @@ import pandas as pd
 from scipy.optimize import brentq
 from torch import Tensor
 
-from prunelimit.curvature.lanczos import SymmetricOperator, lanczos
+from prunelimit.curvature.lanczos import SymmetricOperator, lanczos, unit_rounding
 from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.errors import unknown_name
 from prunelimit.limit import PruningLimit, check_epsilon, formula_side, kinematic_margin, solve_limit
@@ -121,7 +121,7 @@ class Sight:
 
     def resolution(self, epsilon: float, subspace: str = "cone", which: int = 0) -> float:
         """Return mu by the value (0), the low (1) or the high end (2) of the stiff share."""
-        if self.measure is None:
+        if self.measure is None or not self.measure.largest > 0:  # the step lies in the null space
             return math.inf
         measure, part = self.measure, min((self.inside / self.radius) ** 2, 1.0)
 
@@ -170,7 +170,7 @@ def sight_along(
     if inside == 0:
         return Sight(None, radius, 0.0)
     found = lanczos(operator, start, steps, reorthogonalise=not low_memory)
-    return Sight(Spectrum(operator.dimension, (found,)), radius, inside)
+    return Sight(Spectrum(operator.dimension, (found,)).rounded(unit_rounding(operator)), radius, inside)
 
 
 def sight_limit(
@@ -222,7 +222,7 @@ def sight_limit(
         return seen[sparsity][0] - sparsity
 
     if not tried:
-        tried = [solve_limit(path.distance, formula_side(found, 0, epsilon))]
+        tried = [min(solve_limit(path.distance, formula_side(found, 0, epsilon)), 1 - 1e-9)]  # the path ends before one
     value = _search(gap, tried, found.dimension, tolerance)
     at_value = seen[value][0]
     table = pd.DataFrame(

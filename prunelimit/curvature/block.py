@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunelimit.curvature.lanczos import SECOND_PASS, SymmetricOperator, start_norms
+from prunelimit.curvature.lanczos import END, SECOND_PASS, SymmetricOperator, start_norms
 
 #: Rows of a block that are multiplied in float64 at a time.
 _PIECE = 2**16
@@ -52,6 +52,11 @@ class BlockTridiagonal:
     def complete(self) -> bool:
         """Whether the Krylov space is complete, so that the Gauss rule is exact."""
         return not len(self.beta[-1])
+
+    @property
+    def rows(self) -> int:
+        """Dimension of the Krylov space so far."""
+        return sum(len(block) for block in self.alpha)
 
     @property
     def mean(self) -> float:
@@ -185,7 +190,7 @@ class BlockLanczosRun:
         self.operator = operator
         rows = starts.to(operator.device, operator.dtype)
         norms = start_norms(rows)
-        self.current, coordinates = _factored(rows / norms.to(rows), 10 * torch.finfo(rows.dtype).eps)
+        self.current, coordinates = _factored(rows / norms.to(rows), END * torch.finfo(rows.dtype).eps)
         self._start = coordinates.cpu().numpy()
         self._first = None
         if first is not None and len(self.current) == len(rows):
@@ -247,7 +252,7 @@ class BlockLanczosRun:
         size = float(products.norm(dim=1).max())
         self._scale = max(self._scale, size)
         # What is left after a complete Krylov space is rounding: it must not become a direction.
-        floor = 10 * torch.finfo(rest.dtype).eps * len(current) ** 0.5 * self._scale
+        floor = END * torch.finfo(rest.dtype).eps * len(current) ** 0.5 * self._scale
         following, coupling = _factored(rest, floor)
         if len(following) and float(torch.linalg.svdvals(coupling).min()) < SECOND_PASS * size:
             following -= (following @ known.T) @ known

@@ -21,6 +21,9 @@ from prunelimit.files import write_json
 #: cancelled are missing from what remains. One digit is allowed to.
 SECOND_PASS = 0.1
 
+#: What is left of a product is taken for rounding, and the Krylov space for complete, below so many roundings of the largest one.
+END = 10
+
 #: Entries of a vector that are converted to float64 at a time.
 _PIECE = 2**18
 
@@ -58,6 +61,11 @@ class Tridiagonal:
     def complete(self) -> bool:
         """Whether the Krylov space is complete, so that the Gauss rule is exact."""
         return bool(self.beta[-1] == 0)
+
+    @property
+    def rows(self) -> int:
+        """Dimension of the Krylov space so far."""
+        return len(self.alpha)
 
     @property
     def mean(self) -> float:
@@ -118,6 +126,11 @@ def start_norms(starts: Tensor, add_slices: Callable[[Tensor], Tensor] | None = 
     if not bool((norms > 0).all()):
         raise PruneLimitError("start is the zero vector (or NaN): draw a random one.")
     return norms
+
+
+def unit_rounding(operator: SymmetricOperator) -> float:
+    """Return the relative rounding of an operator's products: its own ``rounding``, or that of its type."""
+    return float(getattr(operator, "rounding", torch.finfo(operator.dtype).eps))
 
 
 def basis_bytes(dimension: int, steps: int, probes: int = 1, dtype: torch.dtype = torch.float32) -> int:
@@ -274,7 +287,7 @@ class LanczosRun:
                 break
         self._scale[p] = max(self._scale[p], abs(alpha), size)
         # What is left after a complete Krylov space is rounding: it must not become a direction.
-        floor = 10 * torch.finfo(vector.dtype).eps * self._scale[p]
+        floor = END * torch.finfo(vector.dtype).eps * self._scale[p]
         ended = size <= floor or len(self.alpha[p]) + 1 == self.operator.dimension
         self.alpha[p].append(alpha)
         self.beta[p].append(0.0 if ended else size)
@@ -357,14 +370,7 @@ class LanczosRun:
         return run
 
 
-def lanczos(
-    operator: SymmetricOperator,
-    start: Tensor,
-    steps: int,
-    *,
-    reorthogonalise: bool = True,
-    told: Callable[[int], None] | None = None,
-) -> Tridiagonal:
+def lanczos(operator: SymmetricOperator, start: Tensor, steps: int, *, reorthogonalise: bool = True) -> Tridiagonal:
     """Run Lanczos for one start vector.
 
     Use it for the quadrature of one vector of your own; :class:`LanczosRun` continues and saves, and
@@ -375,7 +381,6 @@ def lanczos(
         start: ``(D,)`` start vector; it need not have norm one.
         steps: Number of products, at least one.
         reorthogonalise: Whether to keep the basis; see :class:`LanczosRun` for what is lost without it.
-        told: Called after each product with their number.
 
     Returns:
         The tridiagonal matrix; shorter than ``steps`` if the Krylov space was complete earlier.
@@ -383,4 +388,4 @@ def lanczos(
     Raises:
         PruneLimitError: If ``steps`` is less than one or the start vector is zero.
     """
-    return LanczosRun(operator, start, reorthogonalise=reorthogonalise).extend(steps, told).tridiagonals[0]
+    return LanczosRun(operator, start, reorthogonalise=reorthogonalise).extend(steps).tridiagonals[0]

@@ -160,13 +160,20 @@ class CurvatureOperator:
         from prunelimit.curvature.mlp import mlp_rule
 
         network = self._network
-        plain = not network.half and all(isinstance(inputs, Tensor) for inputs, _ in self._source)
+        plain = not network.half and all(
+            isinstance(inputs, Tensor) and inputs.layout == torch.strided for inputs, _ in self._source
+        )
         found = None if not plain else mlp_rule(network.module, network.loss_fn, network.parameters)
         if found is None and self._wanted == "mlp":
             raise PruneLimitError(
                 "rule='mlp' needs a chain of linear layers and activations, not in bfloat16: leave rule out."
             )
         return None if found is None else AnalyticRule(found, self._hessian)
+
+    @property
+    def rounding(self) -> float:
+        """Relative rounding of the products."""
+        return torch.finfo(torch.bfloat16 if self._network.half else self.dtype).eps
 
     @property
     def rule(self) -> str | None:

@@ -39,7 +39,14 @@ from torch.distributed.tensor import DTensor, Shard
 
 from prunelimit.curvature.data import Batches, Counted, LossFunction, as_batches, bare, has_rows, scalar_loss
 from prunelimit.curvature.gathering import GATHERED, ShardedModule, shard_parameters
-from prunelimit.curvature.lanczos import LanczosRun, Tridiagonal, basis_bytes, inner, scrambled_seed
+from prunelimit.curvature.lanczos import (
+    LanczosRun,
+    Tridiagonal,
+    basis_bytes,
+    inner,
+    scrambled_seed,
+    unit_rounding,
+)
 from prunelimit.curvature.memory import free_memory
 from prunelimit.curvature.operator import CPU_ROWS, CurvatureOperator, GGNOperator, HessianOperator
 from prunelimit.curvature.quadrature import Spectrum
@@ -302,7 +309,8 @@ def sharded_spectrum(
         run = LanczosRun(operator, start * active, reorthogonalise=not low_memory, first=first)
         with ProgressLine(f"Lanczos, probe {probe + 1} of {probes}", min(steps, rows), shown) as line:
             found += run.extend(min(steps, rows), line.update).tridiagonals
-    return Spectrum(operator.dimension, tuple(found), seed, operator.dimension - rows)
+    spectrum = Spectrum(operator.dimension, tuple(found), seed, operator.dimension - rows)
+    return spectrum.rounded(unit_rounding(operator))
 
 
 class ShardedMagnitudePath:

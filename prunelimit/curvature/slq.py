@@ -13,7 +13,14 @@ import torch
 
 from prunelimit.curvature.active import ActiveOperator
 from prunelimit.curvature.block import BlockLanczosRun, BlockTridiagonal
-from prunelimit.curvature.lanczos import LanczosRun, SymmetricOperator, Tridiagonal, basis_bytes, sphere_vector
+from prunelimit.curvature.lanczos import (
+    LanczosRun,
+    SymmetricOperator,
+    Tridiagonal,
+    basis_bytes,
+    sphere_vector,
+    unit_rounding,
+)
 from prunelimit.curvature.operator import free_memory
 from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.curvature.rows import zero_rows
@@ -139,7 +146,7 @@ def spectrum(
             found += [t.truncated(steps) for t in run.tridiagonals]
         else:
             blocks.append(run.found)
-    return known()
+    return known().rounded(unit_rounding(operator))
 
 
 def _probes_at_once(operator: SymmetricOperator, steps: int, probes: int, low_memory: bool) -> int:

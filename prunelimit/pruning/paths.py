@@ -74,6 +74,10 @@ class MaskPath:
 
     def displacement(self, sparsity: float) -> Tensor:
         """Return the ``(D,)`` step from the trained weights to the pruned ones."""
+        return self.perpendicular(sparsity)
+
+    def perpendicular(self, sparsity: float) -> Tensor:
+        """Return the ``(D,)`` part of the step that sets weights to zero; what it does to the others stays in their subspace."""
         masks = self.masks(sparsity)
         parts = [(w * (masks[n].to(w) - 1)).reshape(-1) for n, w in zip(self._names, self._weights, strict=True)]
         return torch.cat(parts)

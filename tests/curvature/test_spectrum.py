@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -307,3 +308,43 @@ def test_progress_tells_memory_and_what_is_known(operator: object, capsys: pytes
     assert "basis of 0.00 GiB" in lines
     assert "Lanczos, probe 1 of 1: 4/4" in lines
     assert "steps known 4" in lines
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ratio", [1e-3, 1e-5, 1e-6, 1e-8])
+def test_outliers_that_drown_the_rest_in_rounding_leave_no_narrow_interval(
+    matrix_operator: Operator, ratio: float, dtype: torch.dtype, joint: bool
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    small = 10.0 ** (-2 * torch.rand(2000, generator=generator, dtype=torch.float64))
+    signs = torch.where(torch.rand(2000, generator=generator) < 0.3, -1.0, 1.0)
+    eigenvalues = torch.cat([torch.tensor([10.0, 7, 5, 4, 3]).double(), 10 * ratio * small * signs])
+    found = spectrum(matrix_operator(torch.diag(eigenvalues.to(dtype))), steps=40, probes=2, joint=joint)
+    mu = ratio * np.logspace(-1, 2, 7)
+    truth = [exact_dimension(eigenvalues, m) for m in mu]
+    _, low, high = found.effective_dimension(mu)
+    assert np.all((low <= truth) & (truth <= high))
+    if ratio <= 1e-6 and dtype == torch.float32:
+        # Once wrong: what was left after the outliers was taken for the end of the Krylov space, and the rule for exact.
+        assert any(matrix.complete for matrix in (*found.probes, *found.blocks))
+        _, low, high = dataclasses.replace(found, rounding=0).effective_dimension(mu)
+        assert not np.all((low <= truth) & (truth <= high))
+
+
+def test_rounding_is_that_of_the_products_and_of_how_they_ended(matrix_operator: Operator) -> None:
+    def diagonal(eigenvalues: Tensor) -> object:
+        return matrix_operator(torch.diag(eigenvalues))
+
+    single, double = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
+    eigenvalues = torch.linspace(1, 2, 30)
+    assert spectrum(diagonal(eigenvalues), steps=5).rounding == single
+    assert spectrum(diagonal(eigenvalues.double()), steps=5).rounding == 1e-7  # for the squares
+    few = torch.tensor([1.0, 2, 3]).repeat(10)
+    assert spectrum(diagonal(few), steps=9).rounding == 10 * single
+    assert spectrum(diagonal(few.double()), steps=9).rounding == 10 * double
+    # All dimensions are there: nothing was taken for an end.
+    assert spectrum(diagonal(torch.tensor([1.0, 2, 3]).double()), steps=9).rounding == double
+    found = spectrum(diagonal(eigenvalues), steps=5)
+    assert Spectrum.from_dict(json.loads(json.dumps(found.to_dict()))).rounding == single
+    assert found.slack(2 * single) == pytest.approx(0.5, rel=0.02)

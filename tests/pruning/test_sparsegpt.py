@@ -288,6 +288,19 @@ def test_the_path_is_measured_with_the_new_weights(given_masks: bool) -> None:
     assert path.distance[-1] == pytest.approx(float(MagnitudePath(model).distance[-1]))
 
 
+def test_a_cut_is_seen_without_what_stays_in_its_subspace() -> None:
+    # Once wrong: the theorem about a perpendicular subspace was given a step that also moves the kept weights.
+    model, data = network(), images()
+    path = SparseGPTPath(model, functional.cross_entropy, data, points=4)
+    gone = torch.cat([1 - mask.reshape(-1) for mask in path.masks(0.6).values()])
+    step, part = path.displacement(0.6), path.perpendicular(0.6)
+    torch.testing.assert_close(part, step * gone)
+    assert part.norm() < 0.99 * step.norm()
+    limit = predict_limit(model, functional.cross_entropy, data, epsilon=0.01, method="cut", masks=path)
+    for row in limit.curve.itertuples():
+        assert row.radius == pytest.approx(float(path.perpendicular(row.sparsity).norm()), rel=1e-5)
+
+
 def _parts(adapted: Any) -> tuple[Any, Any, Any]:
     return adapted.model, adapted.loss_fn, adapted.batches
 

@@ -6,38 +6,45 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.advice_frames import directions_frame
 from prunelimit.landscape.advice import DIRECTIONS
 
-#: Resamples of the bootstrap, and its seed.
-RESAMPLES, SEED = 2000, 0
-
 #: Confidence of the intervals.
 CONFIDENCE = 0.95
 
 
-def bootstrap_mean(values: pd.Series, groups: pd.Series) -> tuple[float, float, float]:
-    """Estimate a mean with an interval by resampling whole groups.
+def grouped_mean(values: pd.Series, groups: pd.Series) -> tuple[float, float, float]:
+    """Estimate a mean with an interval over whole groups, by Student's t with the groups' number less one.
+
+    There are four to nine groups, too few for a percentile bootstrap: on normal groups its 95 % interval covers 79 % of
+    the time with four and 86 % with six.
 
     Args:
         values: Numbers or truth values.
-        groups: The group of each; here its density. Cells of one density share networks and a judgement, so that
-            they are drawn together.
+        groups: The group of each; here its density. Cells of one density share a judgement, so that they are no
+            independent draws.
 
     Returns:
-        Mean, and the ends of the percentile interval at ``CONFIDENCE``; with one group all three are the mean.
+        Mean, and the ends of the interval at ``CONFIDENCE``; with one group there is no interval, and the ends are NaN.
 
     Raises:
         PruneLimitError: If there are no values.
     """
     if not len(values):
         raise PruneLimitError("values is empty: there is nothing to average.")
+    mean = float(values.astype(float).mean())
     sums = values.astype(float).groupby(groups.to_numpy()).agg(["sum", "size"]).to_numpy()
-    draws = np.random.default_rng(SEED).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), RESAMPLES) @ sums
-    low, high = np.quantile(draws[:, 0] / draws[:, 1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(values.astype(float).mean()), float(low), float(high)
+    count = len(sums)
+    if count < 2:
+        return mean, np.nan, np.nan
+    # The mean is a ratio of two sums over groups; for groups of one size this is the standard error of their means.
+    deviations = sums[:, 0] - mean * sums[:, 1]
+    error = np.sqrt(count / (count - 1) * (deviations**2).sum()) / len(values)
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * error)
+    return mean, mean - reach, mean + reach
 
 
 #: Measures of :func:`summary_frame`: title on a page and how a value is written.
@@ -51,12 +58,16 @@ MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
+#: What cannot be below or above a bound; intervals end there.
+_BOUNDS = {"right": (0.0, 1.0), "above": (0.0, np.inf)}
+
+
 #: Columns of :func:`regime_table`.
 _REGIME_COLUMNS = ["right", "right: raise", "right: lower", "gain (points)", "gain: raise", "gain: lower"]
 
 
 def summary_frame(outcomes: pd.DataFrame, by: Sequence[str] = ("title", "rule")) -> pd.DataFrame:
-    """Average outcomes, with intervals that resample densities.
+    """Average outcomes, with intervals over densities.
 
     Args:
         outcomes: Output of :func:`directions_frame`, :func:`searches_frame` or :func:`choices_frame`.
@@ -72,10 +83,11 @@ def summary_frame(outcomes: pd.DataFrame, by: Sequence[str] = ("title", "rule"))
         row = dict(zip(by, key, strict=True)) | {"cases": len(part)}
         row["columns"] = len(part[["density", "seed"]].drop_duplicates())
         for name in measures:
-            row[name], row[f"{name}_low"], row[f"{name}_high"] = bootstrap_mean(part[name], part.density)
+            row[name], *ends = grouped_mean(part[name], part.density)
+            row[f"{name}_low"], row[f"{name}_high"] = np.clip(ends, *_BOUNDS.get(name, (-np.inf, np.inf)))
         rows.append(row)
-    ends = [f"{name}{end}" for name in measures for end in ("", "_low", "_high")]
-    return pd.DataFrame(rows, columns=[*by, "cases", "columns", *ends])
+    columns = [f"{name}{end}" for name in measures for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=[*by, "cases", "columns", *columns])
 
 
 def summary_table(outcomes: pd.DataFrame, by: Sequence[str] = ("title", "rule")) -> pd.DataFrame:
@@ -93,8 +105,8 @@ def summary_table(outcomes: pd.DataFrame, by: Sequence[str] = ("title", "rule"))
     for name, (title, write) in MEASURES.items():
         if name in found:
             ends = zip(found[name], found[f"{name}_low"], found[f"{name}_high"], strict=True)
-            exact = name in {"retrainings", "saved"}
-            table[title] = [write(m) if exact else f"{write(m)} [{write(a)}, {write(b)}]" for m, a, b in ends]
+            bare = name in {"retrainings", "saved"}
+            table[title] = [write(m) if bare or a != a else f"{write(m)} [{write(a)}, {write(b)}]" for m, a, b in ends]
     return _once(table.rename(columns={"title": "grid"}))
 
 

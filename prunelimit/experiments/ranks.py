@@ -90,23 +90,6 @@ def spearman(first: npt.ArrayLike, second: npt.ArrayLike, counts: npt.ArrayLike 
     return _ratio(above, np.sqrt((weights * one**2).sum(1) * (weights * other**2).sum(1)))
 
 
-def kendall(first: npt.ArrayLike, second: npt.ArrayLike, counts: npt.ArrayLike | None = None) -> np.ndarray:
-    """Compute Kendall's tau-b: concordant minus discordant pairs, corrected for ties.
-
-    Args:
-        first: ``(n,)`` values.
-        second: ``(n,)`` values.
-        counts: ``(draws, n)``, how often each row counts; once each by default.
-
-    Returns:
-        ``(draws,)``; NaN where one of the two does not vary.
-    """
-    one, other = (np.sign(np.subtract.outer(v, v)) for v in (np.asarray(x, dtype=float) for x in (first, second)))
-    weights = _weights(counts, len(one))
-    above, left, right = (((weights @ matrix) * weights).sum(1) for matrix in (one * other, one**2, other**2))
-    return _ratio(above, np.sqrt(left * right))
-
-
 def concordance(
     score: npt.ArrayLike,
     positive: npt.ArrayLike,

@@ -72,7 +72,8 @@ class GridSettings:
 
         Returns:
             The spec. A number of epochs stops the training of ``base`` early. Another batch size changes the epochs, and the
-            milestones with them, so that there are as many iterations as in ``base``, to within half an epoch.
+            milestones with them, so that as many batches as in ``base`` are seen, to within half an epoch; a short last batch of
+            an epoch is an iteration as well, and counts here by its images.
         """
         base = dataclasses.replace(self.base, seed=seed)
         if self.field == "batch_size":

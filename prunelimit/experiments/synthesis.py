@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,15 +18,9 @@ from prunelimit.experiments.frames import fine_distance
 from prunelimit.experiments.prepare import Prepared, curvature_sample, prepare
 from prunelimit.experiments.regime_grids import GridSettings
 from prunelimit.experiments.regime_specs import RegimeSpec
-from prunelimit.experiments.runner import (
-    OutOfTime,
-    Steps,
-    along_path,
-    as_plain,
-    probe_spectrum,
-    recorded_distance,
-)
+from prunelimit.experiments.runner import along_path, as_plain, probe_spectrum, recorded_distance
 from prunelimit.experiments.specs import TrainedSpec
+from prunelimit.experiments.steps import Steps
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder
 from prunelimit.landscape.children import prune_parent, regime_parameters
@@ -37,7 +30,7 @@ from prunelimit.pruning.magnitude import MagnitudePath, effective_sparsity, prun
 from prunelimit.pruning.paths import MaskPath, PruningPath
 from prunelimit.refit import CONTROLS, refit_limit
 from prunelimit.threads import suited_threads
-from prunelimit.training import evaluate_both
+from prunelimit.training import OutOfTime, evaluate_both
 from prunelimit.training_prefix import begin_from_shorter
 
 EXPERIMENT = "synthesis"
@@ -187,8 +180,7 @@ def run_synthesis(
         "seconds": steps.seconds,
         **body,
     }
-    save_record(EXPERIMENT, spec, record)
-    return json.loads(json.dumps(record))
+    return save_record(EXPERIMENT, spec, record)
 
 
 def run_parents(

@@ -35,6 +35,7 @@ LIMITS = {
 RIVALS = {
     "dense_error": "dense test error",
     "dense_train_loss": "dense training loss",
+    "epsilon": "tolerance ε",
     "temperature": "temperature",
     "density": "density",
 }
@@ -162,7 +163,8 @@ def all_cells(
 
     Returns:
         Title to the cells of one grid in one profile, of which at least :data:`PARENTS` parents have records. Several grids of one profile, network and data set are followed by all of
-        them together, every network once; temperature is missing there, because epochs and rates have no common scale.
+        them together, every network once; temperature is missing there, because epochs and rates have no common scale,
+        and ``formula_common`` has one tolerance for all of them.
 
     Raises:
         PruneLimitError: If a grid or a profile is unknown.
@@ -175,8 +177,16 @@ def all_cells(
         found |= {f"{find_grid(name).title} ({profile})": cells for name, cells in parts.items()}
         if len(parts) > 1 and len({(cells.network.iloc[0], cells.dataset.iloc[0]) for cells in parts.values()}) == 1:
             pooled = pd.concat(parts.values(), ignore_index=True).drop_duplicates(["parent", "density"])
-            found[f"{POOLED} ({profile})"] = pooled.assign(temperature=np.nan)
+            found[f"{POOLED} ({profile})"] = _one_tolerance(pooled).assign(temperature=np.nan)
     return found
+
+
+def _one_tolerance(cells: pd.DataFrame) -> pd.DataFrame:
+    """Solve the formula for all dense networks of several grids with the median of all their tolerances."""
+    records = [record for _, part in cells.groupby("grid") for record in _records(part).values()]
+    shared = float(np.median([record["epsilon"] for record in records]))
+    limits = {record["hash"]: parent_limits(record, shared)["formula_common"] for record in records}
+    return cells.assign(formula_common=cells.parent.map(limits))
 
 
 def parents_frame(cells: pd.DataFrame) -> pd.DataFrame:
@@ -192,7 +202,9 @@ def rule_frame(cells: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per limit: the share of the cells for which that is ``right``, the share ``majority`` of the more frequent
-        answer, and by how many ``points`` the limit lies above the sparsity at which regime I begins, mean over parents.
+        answer, and by how many ``points`` the limit lies above the sparsity at which regime I begins, mean over the parents
+        of which it begins inside the grid, ``borders`` in number; NaN without any. Where the children are connected at all
+        densities, or not even at the highest, there is no border to compare with.
     """
     rows = []
     for predictor in LIMITS if len(cells) else ():
@@ -201,6 +213,7 @@ def rule_frame(cells: pd.DataFrame) -> pd.DataFrame:
             continue
         within = known[predictor] - (1 - known.density) >= 0
         parents = parents_frame(known)
+        parents = parents[(parents.connected_limit > 0) & (parents.connected_limit < 1 - cells.density.min())]
         share = float(known.connected.mean())
         rows.append(
             {
@@ -208,9 +221,10 @@ def rule_frame(cells: pd.DataFrame) -> pd.DataFrame:
                 "right": float((within == (known.connected > 0.5)).mean()),
                 "majority": max(share, 1 - share),
                 "points": 100 * float((parents[predictor] - parents.connected_limit).mean()),
+                "borders": len(parents),
             }
         )
-    return pd.DataFrame(rows, columns=["predictor", "right", "majority", "points"])
+    return pd.DataFrame(rows, columns=["predictor", "right", "majority", "points", "borders"])
 
 
 def synthesis_command(grid: str, profile: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from prunelimit.checks import integer
+from prunelimit.checks import integer, positives
 from prunelimit.experiments import ranks
 from prunelimit.experiments.synthesis_frames import LIMITS, POOLED, RIVALS, parents_frame
 from prunelimit.experiments.verdict import VERDICTS, Finding
@@ -136,7 +137,7 @@ def relation_frame(cells: pd.DataFrame, draws: int = ranks.DRAWS, seed: int = 0)
             row = {"relation": name, "predictor": predictor, "value": value, "low": low, "high": high}
             row |= {"rows": len(table), "rarer": rarer, "expected": relation.expected, "neutral": relation.neutral}
             if relation.kind == "parents":
-                row["kendall"] = float(ranks.kendall(table[predictor], table[relation.outcome])[0])
+                row["kendall"] = float(stats.kendalltau(table[predictor], table[relation.outcome]).statistic)
             if predictor not in CURVATURE_FREE and predictor in drawn and best is not None:
                 sign = np.sign(own[best] - relation.neutral)
                 gains = relation.expected * (drawn[predictor] - relation.neutral)
@@ -146,6 +147,33 @@ def relation_frame(cells: pd.DataFrame, draws: int = ranks.DRAWS, seed: int = 0)
                 row |= {"rival": best, "gain": gain, "gain_low": ends[0], "gain_high": ends[1]}
             rows.append(row)
     return pd.DataFrame(rows, columns=list(_COLUMNS))
+
+
+def able_relations(
+    found: Mapping[str, pd.DataFrame], worst: float | Sequence[float], draws: int = ranks.DRAWS, seed: int = 0
+) -> dict[str, pd.DataFrame]:
+    """Put the questions to all grids together again, without the dense networks that have learnt too little.
+
+    Args:
+        found: Output of :func:`~prunelimit.experiments.synthesis_frames.all_cells`.
+        worst: The largest dense test error that is let in; one bound, or several.
+        draws: Draws of the bootstrap.
+        seed: Of the draws.
+
+    Returns:
+        Title, with the bound and the number of networks left, to output of :func:`relation_frame`.
+
+    Raises:
+        PruneLimitError: If a bound is no positive number.
+    """
+    bounds, tables = positives("worst", worst), {}
+    for title, cells in found.items():
+        for bound in bounds if title.startswith(POOLED) else ():
+            kept = cells[cells.dense_error <= bound]
+            left, count = (len(parents_frame(part)) for part in (kept, cells))
+            name = f"{title}, dense error up to {bound:.0%}: {left} of {count} networks"
+            tables[name] = relation_frame(kept, draws, seed)
+    return tables
 
 
 def density_frame(cells: pd.DataFrame, draws: int = ranks.DRAWS, seed: int = 0) -> pd.DataFrame:
@@ -178,6 +206,9 @@ def density_frame(cells: pd.DataFrame, draws: int = ranks.DRAWS, seed: int = 0) 
 #: Mark of a limit whose gain over the best rival has an interval above zero.
 AHEAD = " ▲"
 
+#: A grid with fewer cells of the rarer regime does not decide anything.
+RARER = 5
+
 
 def question_table(relations: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame:
     """Lay out one question for all grids.
@@ -188,14 +219,15 @@ def question_table(relations: Mapping[str, pd.DataFrame], name: str) -> pd.DataF
 
     Returns:
         A line per predictor, limits first, then one with the number of ``rows`` and how many of them have the rarer answer, and a
-        column per grid: the statistic with its interval, with :data:`AHEAD` if a limit beats the best rival. A dash where
-        nothing varies.
+        column per grid: the statistic with its interval, with :data:`AHEAD` if a limit beats the best rival on a grid with at
+        least :data:`RARER` of the rarer answer. A dash where nothing varies.
     """
     lines: dict[str, dict[str, str]] = {}
     for title, table in relations.items():
         own = table[table.relation == name]
         for row in own.to_dict("records"):
-            cell = _with_interval(row["value"], row["low"], row["high"]) + (AHEAD if row["gain_low"] > 0 else "")
+            ahead = row["gain_low"] > 0 and row["rarer"] >= RARER
+            cell = _with_interval(row["value"], row["low"], row["high"]) + (AHEAD if ahead else "")
             lines.setdefault({**LIMITS, **RIVALS}[row["predictor"]], {})[title] = cell
         if len(own):
             count, rarer = int(own.rows.iloc[0]), int(own.rarer.iloc[0])
@@ -249,9 +281,6 @@ CLAIMS = {
 
 #: The claims about all grids together. They were added when the quick grids had been seen; the others were written before.
 TOGETHER = ("lmc",)
-
-#: A grid with fewer cells of the rarer regime does not decide anything.
-RARER = 5
 
 RULE = (
     "holds if on every grid the interval lies on the expected side of chance and the gain over the best rival is above 0; in part "

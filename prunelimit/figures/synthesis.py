@@ -30,6 +30,7 @@ RIVALS: dict[str, tuple[str, Any, Any]] = {
     "temperature": ("temperature", "black", "-"),
     "dense_train_loss": ("dense training loss", "black", "--"),
     "dense_error": ("dense test error", "black", ":"),
+    "epsilon": ("tolerance ε", "black", "-."),
 }
 
 #: Factor by which the axis goes on beyond the densities of a grid; a limit near one would take it to nothing.

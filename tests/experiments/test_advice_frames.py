@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments import advice_cells, advice_frames, advice_tables
@@ -222,17 +223,34 @@ def test_recorded_grids_are_named_and_pooled():
     assert advice_cells.load_grids(["epochs"], ["quick"]) == []  # nothing is recorded here
 
 
-def test_the_bootstrap_draws_whole_groups():
-    values = pd.Series([1.0, 1.0, 1.0, 0.0])
-    mean, low, high = advice_tables.bootstrap_mean(values, pd.Series([1, 1, 1, 2]))
-    assert (mean, low, high) == (0.75, 0.0, 1.0)  # both draws may be of one group
-    assert advice_tables.bootstrap_mean(values, pd.Series([1, 1, 1, 1])) == (0.75, 0.75, 0.75)
-    draws = np.random.default_rng(1).normal(size=400)
-    mean, low, high = advice_tables.bootstrap_mean(pd.Series(draws), pd.Series(range(400)))
-    wide = 1.96 * draws.std() / 20
-    assert (mean - low, high - mean) == pytest.approx((wide, wide), rel=0.15)
+def test_intervals_are_those_of_whole_groups():
+    values = pd.Series(np.random.default_rng(1).normal(size=12))
+    groups = pd.Series(np.repeat(range(6), 2))
+    means = values.groupby(groups).mean()
+    expected = stats.t.interval(0.95, 5, means.mean(), stats.sem(means))
+    assert advice_tables.grouped_mean(values, groups) == pytest.approx((means.mean(), *expected))
+    mean, low, high = advice_tables.grouped_mean(values > 0, pd.Series(0, index=values.index))
+    assert mean == (values > 0).mean()
+    assert np.isnan([low, high]).all()  # one group says nothing about others
     with pytest.raises(PruneLimitError, match="values"):
-        advice_tables.bootstrap_mean(pd.Series(dtype=float), pd.Series(dtype=float))
+        advice_tables.grouped_mean(pd.Series(dtype=float), pd.Series(dtype=float))
+
+
+@pytest.mark.parametrize("count", [4, 6, 9])
+def test_few_groups_are_covered_as_often_as_is_said(count):
+    rng, held = np.random.default_rng(count), 0
+    for _ in range(400):
+        _, low, high = advice_tables.grouped_mean(pd.Series(rng.normal(size=count)), pd.Series(range(count)))
+        held += low <= 0 <= high
+    assert held / 400 == pytest.approx(0.95, abs=0.03)
+
+
+def test_intervals_end_where_shares_do_and_one_density_has_none(reference):
+    found = advice_frames.directions_frame(reference)
+    summary = advice_tables.summary_frame(found.assign(right=found.density == found.density.min()))
+    assert (summary.right_low == 0).all()
+    single = advice_tables.summary_table(found[found.density == found.density.min()])
+    assert not single["right"].str.contains("[", regex=False).any()
 
 
 def test_summaries_average_and_write(reference):

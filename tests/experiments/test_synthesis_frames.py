@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from prunelimit import cli
+from prunelimit.errors import PruneLimitError
 from prunelimit.experiments import synthesis, synthesis_frames, synthesis_relations
 from prunelimit.experiments.regime_frames import regime_frame
 from prunelimit.experiments.regime_grids import GRIDS, Grid, GridSettings
@@ -38,6 +39,7 @@ def made(slope: float = 0.1, offset: float = 0.8) -> pd.DataFrame:
                 }
                 row |= {"lmc": min(0.0, margin), "error": 0.5 - margin, "cka": 0.9, "parent": f"{value} {seed}"}
                 row |= {"dense_error": (value * 3 + seed) % 5 / 10, "dense_train_loss": (value * 4 + 3 * seed) % 7 / 10}
+                row["epsilon"] = (value * 2 + 5 * seed) % 7 / 10
                 row |= {"temperature": -float(value), "cluster": f"made {value}", "mean_error": 1 - limit}
                 row |= {"connected": float(margin >= 0), "similar": float(margin >= 0.5) if margin >= 0 else math.nan}
                 rows.append(row | {"connected_limit": limit, "formula_low": limit - 0.1, "formula_high": limit + 0.1})
@@ -84,12 +86,35 @@ def test_cells_with_one_density_do_not_profit_from_the_density() -> None:
     assert statistic(table, "cells", "density").value > 0.7
 
 
+def test_networks_that_learnt_too_little_are_left_out_and_counted() -> None:
+    cells = made()
+    tables = synthesis_relations.able_relations({"one": cells, "all grids (quick)": cells}, [0.25, 2], draws=20)
+    able = int((synthesis_frames.parents_frame(cells).dense_error <= 0.25).sum())
+    assert 0 < able < 12
+    assert list(tables) == [
+        f"all grids (quick), dense error up to 25%: {able} of 12 networks",
+        "all grids (quick), dense error up to 200%: 12 of 12 networks",
+    ]
+    assert [statistic(table, "lmc", "formula").rows for table in tables.values()] == [3 * able, 36]
+    with pytest.raises(PruneLimitError, match="worst"):
+        synthesis_relations.able_relations({}, "much")  # type: ignore[arg-type]
+
+
 def test_margins_and_rule() -> None:
     rules = synthesis_frames.rule_frame(made()).set_index("predictor")
     assert rules.loc["formula", "right"] == 1
     assert rules.loc["formula", "points"] == pytest.approx(0)
     assert rules.loc["measured", "points"] == pytest.approx(100 * (0.5 - made().connected_limit.mean()))
     assert "refit_free" not in rules.index
+    assert set(rules.borders) == {12}
+    # Of these six networks no border is seen: the children are connected everywhere, or nowhere from the densest cell on.
+    ends = made().assign(connected_limit=lambda cells: np.where(cells.value > 3, 0.0, 1 - min(DENSITIES)))
+    assert set(synthesis_frames.rule_frame(ends).borders) == {0}
+    assert synthesis_frames.rule_frame(ends).points.isna().all()
+    one = made().connected_limit.where(made().value == 1, 0.0)
+    found = synthesis_frames.rule_frame(made().assign(connected_limit=one)).set_index("predictor")
+    assert found.borders["measured"] == 2
+    assert found.points["measured"] == pytest.approx(100 * (0.5 - 0.805))
 
 
 def test_what_the_limits_follow() -> None:
@@ -109,6 +134,7 @@ def test_each_density_by_itself() -> None:
     assert set(table.predictor) == {"formula", "formula_common", "directional", "refit", "emp", "measured"} | {
         "dense_error",
         "dense_train_loss",
+        "epsilon",
         "temperature",
     }
 
@@ -156,6 +182,9 @@ def test_tables_have_a_dash_where_nothing_varies_and_a_mark_for_winners() -> Non
     )
     assert rarer == f"36, {min(connected, 36 - connected)} of the rarer"
     assert synthesis_relations.question_table({}, "column").empty
+    one = {"a": table.assign(gain_low=0.1, rarer=synthesis_relations.RARER - 1)}
+    lines = synthesis_relations.question_table(one, "column").set_index("known before retraining")
+    assert "▲" not in "".join(lines.a)  # a single cell is no victory
 
 
 def test_regime_one_begins_below_the_first_gap() -> None:
@@ -220,6 +249,21 @@ def test_several_grids_are_pooled_with_every_network_once(tiny) -> None:
     assert list(found) == ["epochs (quick)", "more epochs (quick)", "all grids (quick)"]
     assert len(found["all grids (quick)"]) == 12
     assert found["all grids (quick)"].temperature.isna().all()
+
+
+def test_pooled_grids_have_one_tolerance(tiny) -> None:
+    hottest = GridSettings("epochs", (1,), (0.1, 0.6), (0, 1), BASE, BASE, 300)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(GRIDS, "part", Grid("part", "few epochs", -1, {"quick": hottest}))
+        patch.setattr(synthesis_frames, "PARENTS", 2)
+        found = synthesis_frames.all_cells(("quick",), ["part", "tiny"])
+    whole, part, pooled = (
+        found[title].drop_duplicates("parent").set_index("parent").formula_common
+        for title in ("epochs (quick)", "few epochs (quick)", "all grids (quick)")
+    )
+    # The pooled networks are those of the whole grid, whose median tolerance is another than that of its hottest row.
+    assert (part - whole[part.index]).abs().max() > 1e-6
+    assert pooled.sort_index().to_list() == pytest.approx(whole.sort_index().to_list())
 
 
 def test_origin_counts_the_parents_that_are_the_same(tiny) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from prunelimit.limit import PruningLimit
     from prunelimit.models import build_model
     from prunelimit.predict import predict_limit
-    from prunelimit.pruning import apply_masks, magnitude_masks, structured_masks
+    from prunelimit.pruning import apply_masks, magnitude_masks
     from prunelimit.report import Report, limit_report
     from prunelimit.training import TrainSpec, train
 
@@ -31,7 +31,6 @@ _HOME = {
     "load_dataset": "datasets",
     "magnitude_masks": "pruning",
     "predict_limit": "predict",
-    "structured_masks": "pruning",
     "train": "training",
 }
 
@@ -48,7 +47,6 @@ __all__ = [
     "load_dataset",
     "magnitude_masks",
     "predict_limit",
-    "structured_masks",
     "train",
 ]
 

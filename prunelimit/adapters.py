@@ -22,7 +22,8 @@ cross-entropy and negative log-likelihood, and for a model's own loss with integ
 all targets and not by that of its own, so that the mean over batches is the loss of the whole data.
 
 Batches are cut into smaller passes only where that changes nothing: where each batch counts by its rows, and where the loss
-of the first rows is the mean of the losses of their halves (a contrastive loss, for example, is not).
+of the first rows is the mean of the losses of their halves (a contrastive loss, for example, is not, nor are the nodes of a
+graph, which the model takes together or not at all).
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ from prunelimit.curvature.data import (
     as_batches,
     bare,
     call_model,
-    evaluation_mode,
     map_tensors,
+    unchanged,
 )
 from prunelimit.curvature.memory import is_out_of_memory
 from prunelimit.curvature.network import unwrapped
@@ -57,6 +58,7 @@ from prunelimit.losses import (
     by_class,
     check_classes,
     classes_last,
+    countable,
     given_loss,
     ignore_index,
     is_cross_entropy,
@@ -158,7 +160,7 @@ def _pairs(data: Any, whole: bool, dictionaries: bool) -> list[tuple[Any, Any]]:
                 f"data={type(data).__name__} has as batch {number} a {type(batch).__name__}: give (inputs, targets) or "
                 "a dictionary with labels."
             )
-        pairs[-1] = pairs[-1][0], _countable(pairs[-1][1], number)
+        pairs[-1] = pairs[-1][0], countable(*pairs[-1], number)
     if not pairs:
         raise PruneLimitError("data is empty: give at least one batch with at least one example.")
     return pairs
@@ -209,7 +211,7 @@ def _initialise(model: nn.Module, inputs: Any) -> None:
     lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
     if lazy:
         device = next(model.parameters()).device
-        with evaluation_mode(model), torch.no_grad():
+        with unchanged(model), torch.no_grad():
             _first_of(
                 _calls(inputs), lambda call: call_model(model, map_tensors(call, lambda t: t.to(device))), "model"
             )
@@ -255,8 +257,8 @@ class _Trial:
 
     def adapted(self) -> Adapted:
         """Bring everything into its form."""
-        with evaluation_mode(self.model), torch.no_grad():
-            form, loss_fn, shifted = self._form(*_trial_rows(*self.pairs[0]))
+        with unchanged(self.model), torch.no_grad():
+            form, loss_fn, shifted = self._tried()
             pairs = [(form(inputs), targets) for inputs, targets in self.pairs]
             counts = self._counts([targets for _, targets in pairs], shifted)
             if counts is None:
@@ -266,6 +268,24 @@ class _Trial:
         if not pairs:
             raise PruneLimitError("data has no target that counts: all of them are ignore_index.")
         return Adapted(self._user_model, loss_fn, pairs, "examples" if counts is None else "targets")
+
+    def _tried(self) -> tuple[Callable[[Any], Any], LossFunction, bool]:
+        """Find the form on a few rows; if they mean nothing apart, as some nodes of a graph, on the first batch."""
+        few, first = _trial_rows(*self.pairs[0]), self.pairs[0]
+        if len(few[1]) < len(first[1]):
+            try:
+                self._called(few[0])
+            except PruneLimitError as error:
+                try:
+                    self._called(first[0])
+                except PruneLimitError:
+                    if not self.whole or len(self.pairs) == 1:
+                        raise error from None
+                    hint = "or, if rows belong together, as those of a graph, give one batch, [(inputs, targets)]"
+                    raise PruneLimitError(f"{str(error).rstrip('.')}; {hint}.") from error
+                self.pairs = [(inputs, Counted(bare(targets), len(targets))) for inputs, targets in self.pairs]
+                few = self.pairs[0]
+        return self._form(*few)
 
     def _call(self, inputs: Any) -> Any:
         """Run the model on copies; refuse one that works in place on data that are where it is, and so changes them."""
@@ -324,7 +344,8 @@ class _Trial:
             return functools.partial(form, unpack=None if raw else logits_of), TokenLoss(self.loss_fn), False
         ways: list[Callable[[Any], Any] | None] = [None] if raw else [None, logits_of]
         loss_fn = self.loss_fn
-        unpack, _ = _first_of(ways, lambda way: loss_fn(way(output) if way else output, placed), "loss_fn")
+        what = f"loss_fn, given the model's {_kind(output)}," * (not raw) or "loss_fn"
+        unpack, _ = _first_of(ways, lambda way: loss_fn(way(output) if way else output, placed), what)
         scores = unpack(output) if unpack else output
         if isinstance(scores, Tensor) and scores.ndim:
             check_classes(self.pairs, scores.shape[min(1, scores.ndim - 1)], ignore_index(loss_fn))
@@ -367,14 +388,20 @@ class _Trial:
         if half == 0:
             return True
         for rows in (slice(0, count), slice(0, half), slice(half, count), slice(0, count)):
-            loss = loss_fn(self._call(inputs[rows]), targets[rows].to(self.device))
+            try:
+                loss = loss_fn(self._call(inputs[rows]), targets[rows].to(self.device))
+            except Exception as error:
+                if isinstance(error, PruneLimitError) or is_out_of_memory(error):
+                    raise
+                return False  # rows that mean nothing apart
             if not isinstance(loss, Tensor) or loss.ndim or not math.isfinite(loss):
                 return True  # refused where it is used, with the reason
             losses.append(float(loss))
         scale = max(1e-6, *map(abs, losses))
         if abs(losses[3] - losses[0]) > MEAN_TOLERANCE * scale:
             raise PruneLimitError(
-                "model gives another loss at every call, in evaluation mode: fix what it draws at random, by a seed."
+                "model gives another loss at every call, in evaluation mode: fix what it draws at random, by a seed, and reset "
+                "what it remembers."
             )
         if abs(losses[1] + losses[2] - losses[0]) <= MEAN_TOLERANCE * 1e-2 * scale and abs(losses[0]) > 1e-6:
             raise PruneLimitError("loss_fn sums over the rows: return the mean loss.")
@@ -382,23 +409,15 @@ class _Trial:
         return abs(mean - losses[0]) <= MEAN_TOLERANCE * scale
 
 
-def _countable(targets: Any, number: int) -> Any:
-    """Give targets a length that is the number of their rows, and refuse those that have none."""
-    if isinstance(targets, (int, float)) or (isinstance(targets, Tensor) and targets.ndim == 0):
-        raise PruneLimitError(
-            "data gives single examples: make batches of them, for example by DataLoader(data, batch_size=128)."
-        )
-    leaves: list[Tensor] = []
-    map_tensors(targets, leaves.append)  # type: ignore[arg-type]
-    size = len(targets) if isinstance(targets, (list, Tensor)) else len(leaves[0]) if leaves and leaves[0].ndim else 0
-    if not size:
-        raise PruneLimitError(f"data is empty in batch {number}: give every batch at least one example.")
-    return targets if isinstance(targets, Tensor) else Counted(targets, size)
+def _kind(output: Any) -> str:
+    """Name what a model returned, a dictionary with its keys."""
+    keys = f" with {', '.join(map(repr, output))}" if isinstance(output, Mapping) else ""
+    return f"{type(output).__name__}{keys}"
 
 
 def _trial_rows(inputs: Any, targets: Any) -> tuple[Any, Any]:
     """Take the first rows of a batch, where it is clear what they are."""
-    if isinstance(targets, Tensor) and (isinstance(inputs, Tensor) or _rows_fit(inputs, targets)):
+    if _rows_fit(inputs, targets):
         rows = slice(0, TRIAL_ROWS)
         return map_tensors(inputs, lambda tensor: tensor[rows]), targets[rows]
     return inputs, targets
@@ -408,4 +427,5 @@ def _rows_fit(inputs: Any, targets: Any) -> bool:
     """Tell whether every tensor has one row per target."""
     leaves: list[Tensor] = []
     map_tensors(inputs, leaves.append)  # type: ignore[arg-type]
-    return isinstance(targets, Tensor) and bool(leaves) and all(t.ndim and len(t) == len(targets) for t in leaves)
+    fit = all(t.ndim and len(t) == len(targets) and t.layout == torch.strided for t in leaves)
+    return isinstance(targets, Tensor) and bool(leaves) and fit

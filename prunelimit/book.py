@@ -44,16 +44,15 @@ class Builder:
     """Everything that belongs to one build.
 
     Args:
-        root: The checkout.
-        output: Folder of the build; by default ``_build`` in the checkout.
+        root: The checkout; the build goes into its folder ``_build``.
     """
 
-    def __init__(self, root: Path, output: Path | None = None) -> None:
+    def __init__(self, root: Path) -> None:
         if not (root / "_toc.yml").is_file():
             raise PruneLimitError(
                 f"root={str(root)!r} is not a checkout of the book: clone the repository and call it there."
             )
-        self.root, self.output = root, output or root / "_build"
+        self.root, self.output = root, root / "_build"
         self.executed, self.stage, self.html = (self.output / n for n in ("executed", "stage", "html"))
 
     def notebooks(self) -> dict[str, Path]:
@@ -102,15 +101,12 @@ class Builder:
         except (OSError, ValueError, KeyError):
             return False
 
-    def execute(
-        self, names: Sequence[str] | None = None, parameters: dict[str, Any] | None = None, force: bool = False
-    ) -> int:
+    def execute(self, names: Sequence[str] | None = None, parameters: dict[str, Any] | None = None) -> int:
         """Execute the notebooks that changed, two at a time, with one line for each.
 
         Args:
             names: Which ones; all by default.
             parameters: Values to inject into each.
-            force: Execute even what did not change.
 
         Returns:
             How many were executed.
@@ -122,7 +118,7 @@ class Builder:
         names = list(self.notebooks()) if names is None else list(names)
         self.check_parameters(names, parameters)
         library = self.library_digest()
-        stale = [n for n in names if force or not self.is_fresh(n, parameters, library)]
+        stale = [n for n in names if not self.is_fresh(n, parameters, library)]
         if stale:
             print(f"executing {len(stale)} of {len(names)} notebooks", flush=True)
         else:

@@ -36,7 +36,7 @@ class Change:
         interval: The same with the high and the low end of the effective dimension; infinite where that end leaves room for
             any curvature.
         radius: The present distance R at the wanted sparsity.
-        rise: What one cut to the wanted sparsity raises the loss by now, in nats; NaN if it was not measured.
+        rise: What one cut to the wanted sparsity raises the loss by now; NaN if it was not measured.
     """
 
     sparsity: float
@@ -59,7 +59,7 @@ class Change:
         """Say what has to change, and what one cut does now.
 
         Args:
-            epsilon: Tolerated rise of the loss, in nats.
+            epsilon: Tolerated rise of the loss, in its units.
 
         Returns:
             One sentence or two.
@@ -79,7 +79,7 @@ class Change:
         if math.isfinite(self.rise):
             times = f", {self.rise / epsilon:.3g} times what is tolerated" if self.rise > 0 else ""
             lines.append(
-                f"One cut to {self.sparsity:.1%} now changes the loss by {self.rise:+.3g} nats{times}: measured, with the kept "
+                f"One cut to {self.sparsity:.1%} now changes the loss by {self.rise:+.3g}{times}: measured, with the kept "
                 "weights as they are."
             )
         return lines

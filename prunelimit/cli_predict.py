@@ -91,7 +91,7 @@ def predict(
     curvature: Annotated[str, typer.Option(help="hessian (absolute eigenvalues), or ggn.")] = "hessian",
     epsilon: Annotated[
         float | None,
-        typer.Option(help="Tolerated rise of the training loss in nats. Default: its spread over batches."),
+        typer.Option(help="Tolerated rise of the training loss, in its units. Default: its spread over batches."),
     ] = None,
     steps: Annotated[int, typer.Option(help="Hessian products per probe; more steps narrow the interval.")] = 64,
     probes: Annotated[int, typer.Option(help="Random probes; more probes reduce noise on small networks.")] = 1,

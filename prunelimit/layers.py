@@ -14,7 +14,7 @@ from prunelimit.adapters import Adapted, adapt
 from prunelimit.curvature.data import LossFunction
 from prunelimit.curvature.operator import DisconnectedError
 from prunelimit.errors import PruneLimitError
-from prunelimit.limit import default_epsilon
+from prunelimit.limit import FlatError, default_epsilon
 from prunelimit.path_limits import own_shard
 from prunelimit.predict import Settings, curvature_operator, predict_adapted
 from prunelimit.processes import add_up, is_sharded
@@ -34,7 +34,7 @@ class LayerLimits:
         table: One row per layer, in the model's order: ``layer``, ``weights`` (their number), ``share`` (of all prunable
             weights), ``sparsity`` (the layer's limit, as a fraction of its own weights), ``low`` and ``high`` (its interval).
             With a common cut also ``removed`` (fraction of the layer that it removes) and ``rise`` (the layer's part
-            in the second-order rise of the loss, in nats; the parts add up to all of it).
+            in the second-order rise of the loss, in its units; the parts add up to all of it).
         epsilon: Tolerated rise of the training loss that every layer has for itself alone.
         method: Method of the limits, as in :func:`~prunelimit.predict_limit`.
         common: Sparsity of the common cut; ``None`` without one.
@@ -54,7 +54,7 @@ class LayerLimits:
 
     def __repr__(self) -> str:
         """Show a line per layer."""
-        lines = [f"Limits by {self.method} for each layer alone, epsilon {self.epsilon:.4g} nats"]
+        lines = [f"Limits by {self.method} for each layer alone, epsilon {self.epsilon:.4g}"]
         width = max(len(name) for name in self.table.layer)
         for row in self.table.itertuples():
             line = f"  {row.layer:<{width}}  {row.sparsity:6.1%} of {row.weights:>11,} weights ({row.share:.1%} of all)"
@@ -172,6 +172,8 @@ def layers_adapted(
             apart += 1
             if apart == len(groups):  # not layers that the network does not use, but a pass without gradients
                 raise
+            limit = predict_adapted(adapted, epsilon, dataclasses.replace(own, method="measured"))
+        except FlatError:
             limit = predict_adapted(adapted, epsilon, dataclasses.replace(own, method="measured"))
         low, high = limit.interval
         row = {"layer": layer, "weights": limit.total, "share": limit.total / total}

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from prunelimit.curvature.data import Batches, LossFunction, joined, mean_loss, split_rows
+from prunelimit.curvature.data import Batches, LossFunction, bare, joined, mean_loss, split_rows
 from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.errors import PruneLimitError
 from prunelimit.geometry.kinematic import ETA, transition_window
@@ -41,7 +41,37 @@ EPSILON_BATCH = 128
 #: Fewer batches leave the default epsilon uncertain by more than a quarter.
 FEW_BATCHES = 9
 
+#: What rounding may change in d / D, at most, without a word about it.
+ROUNDING = 0.0025
+
+#: What each method says, for readers who have not read the book.
+MEANING = {
+    "formula": "the theorem: how far some network with so few weights is within reach",
+    "cone": "the theorem for any random subspace, knowing the step",
+    "cut": "the theorem for a subspace perpendicular to the step, as a cut's is",
+    "directional": "second order along the cut itself, kept weights as they are",
+    "refit": "the kept weights may move, mask fixed",
+    "measured": "one cut for real, kept weights as they are",
+}
+
 _log = logging.getLogger("prunelimit")
+
+
+#: What it means that a search found no end.
+UNBOUNDED = (
+    "even the sparsest cut tried is within epsilon: these weights hardly lower the loss, or epsilon is too large"
+)
+
+
+class FlatError(PruneLimitError):
+    """The loss has no derivatives that are not zero, so that every cut looks free."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "loss_fn has no curvature here (it is piecewise linear, as absolute error and hinge, or vanishes to the last digit, as "
+            "at a perfect fit), so that every cut would look free: choose method='measured'."
+        )
+
 
 Dimension = Callable[[np.ndarray], np.ndarray]
 
@@ -176,7 +206,7 @@ class PruningLimit:
     Attributes:
         sparsity: The limit: largest fraction of the prunable weights that can be removed.
         interval: Low and high end of what the numbers allow.
-        epsilon: Tolerated rise of the training loss, in nats.
+        epsilon: Tolerated rise of the training loss, in its units: nats for a cross-entropy.
         lower: Lower end of the kinematic formula's window: there the subspace meets the sublevel set of a quadratic
             loss without gradient with probability 0.99; ``None`` for methods without one.
         upper: Upper end: there they miss with probability 0.99. For cone and cut that is proved if the curvature is
@@ -217,12 +247,24 @@ class PruningLimit:
         return 1 - self.sparsity
 
     @property
+    def unbounded(self) -> bool:
+        """Whether a search along the path came to its end: the loss stayed within epsilon at every sparsity that was tried."""
+        return "rise" in self.curve and self.interval[1] == 1
+
+    @property
     def resolved(self) -> bool:
         """Whether the interval is narrower than one point, from a Hessian of all the data.
 
         A sample never resolves: two small ones may agree while the whole set differs, as the book shows.
         """
         return self.interval[1] - self.interval[0] < 0.01 and self.trend is None
+
+    @property
+    def rounding(self) -> float:
+        """What rounding of the products may change in d(2 eps / R^2) / D at the limit; part of the interval."""
+        if self.spectrum is None or not self.radius:
+            return 0.0
+        return float(self.spectrum.slack(2 * self.epsilon / self.radius**2))
 
     def plot(self) -> Figure:
         """Draw the curve whose crossing is the limit."""
@@ -239,13 +281,16 @@ class PruningLimit:
     def __repr__(self) -> str:
         """Say the limit, its interval and what it rests on, in a few lines."""
         state = "resolved" if self.resolved else "NOT resolved: more steps or probes would narrow it"
+        if not self.resolved and self.rounding > ROUNDING:
+            state = "NOT resolved: rounding hides the small eigenvalues, float64 or inputs of one scale show them"
         if self.trend is not None:
             state = f"NOT resolved: from a sample, whose trend leads to {self.trend:.1%}"
         cost = ", ".join(f"{value:.3g} {name}" for name, value in self.cost.items() if value)
         lines = [
             f"PruningLimit by {self.method}: remove at most {self.sparsity:.1%} of {self.total:,} weights",
+            f"  meaning    {MEANING.get(self.method, self.method)}",
             f"  interval   {self.interval[0]:.1%} to {self.interval[1]:.1%} ({state})",
-            f"  epsilon    {self.epsilon:.4g} nats over {self.examples:,} {self.terms}, distance R = {self.radius:.4g}",
+            f"  epsilon    a rise of the loss by {self.epsilon:.4g} over {self.examples:,} {self.terms}, distance R = {self.radius:.4g}",
         ]
         if self.lower is not None and self.upper is not None:
             # With the distance R the upper end rests on an approximation; it needs the direction of the step.
@@ -253,6 +298,8 @@ class PruningLimit:
             lines.append(
                 f"  window     {self.lower:.1%} to {self.upper:.1%}: the kinematic formula's transition, 99 % {sides}"
             )
+        if self.unbounded:
+            lines.append(f"  note       {UNBOUNDED}")
         return "\n".join([*lines, f"  cost       {cost}"])
 
     def _repr_html_(self) -> str:
@@ -263,7 +310,7 @@ class PruningLimit:
                 "interval",
                 f"{self.interval[0]:.1%} – {self.interval[1]:.1%}{'' if self.resolved else ' (not resolved)'}",
             ),
-            ("epsilon", f"{self.epsilon:.4g} nats over {self.examples:,} {self.terms}"),
+            ("epsilon", f"a rise of the loss by {self.epsilon:.4g} over {self.examples:,} {self.terms}"),
             ("method", self.method),
         ]
         cells = "".join(f"<tr><th scope='row'>{name}</th><td>{value}</td></tr>" for name, value in rows)
@@ -288,6 +335,11 @@ def dense_loss(model: nn.Module, loss_fn: LossFunction, batches: Batches) -> tup
     if not math.isfinite(mean):
         raise PruneLimitError(f"loss_fn returned {mean} on the dense model: check the data and the weights for NaN.")
     return mean, losses
+
+
+def _rows(targets: Any) -> int:
+    value = bare(targets)
+    return len(value if isinstance(value, Tensor) else targets)
 
 
 def default_epsilon(model: nn.Module, loss_fn: LossFunction, batches: Batches) -> float:
@@ -316,6 +368,13 @@ def default_epsilon(model: nn.Module, loss_fn: LossFunction, batches: Batches) -
     if not epsilon > 0:
         raise PruneLimitError(
             "epsilon=None needs at least two batches of 128 examples with different losses: give epsilon."
+        )
+    if together is None and any(_rows(targets) != EPSILON_BATCH for _, targets in batches):
+        _log.warning(
+            "epsilon=%.3g is the spread over the batches as they were given, which cannot be cut into batches of %d: smaller ones "
+            "make it larger, so give epsilon.",
+            epsilon,
+            EPSILON_BATCH,
         )
     if len(losses) < FEW_BATCHES:
         # The relative standard error of a standard deviation from n normal numbers.
@@ -414,6 +473,22 @@ def stretch_to_population(whole: PruningLimit, half: PruningLimit, population: i
     low, high = whole.interval
     interval = max(0.0, low + min(shift, 0.0)), min(1.0, high + max(shift, 0.0))
     return dataclasses.replace(whole, interval=interval, trend=min(max(whole.sparsity + shift, 0.0), 1.0))
+
+
+def tell_rounding(limit: PruningLimit) -> None:
+    """Warn if rounding has a part in the interval that cannot be overlooked.
+
+    Args:
+        limit: A limit by the formula, cone or cut.
+    """
+    if limit.spectrum is not None and limit.rounding > ROUNDING:
+        _log.warning(
+            "Rounding of the products leaves %.1f points of d / D open: 2 epsilon / R^2 = %.1e is small beside the largest "
+            "eigenvalue, %.1e. Bring the inputs to one scale, or give model and data in float64.",
+            100 * limit.rounding,
+            2 * limit.epsilon / limit.radius**2,
+            limit.spectrum.largest,
+        )
 
 
 def check_epsilon(epsilon: float) -> float:

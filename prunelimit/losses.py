@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunelimit.curvature.data import LossFunction, bare
+from prunelimit.curvature.data import Arguments, Counted, LossFunction, bare, map_tensors
 from prunelimit.errors import PruneLimitError
 
 _WITH_IGNORED = (functional.cross_entropy, functional.nll_loss)
@@ -257,3 +257,48 @@ def predicts_next_token(loss: float, output: Any, targets: Any) -> bool:
         for scores, labels in ((logits, targets), (logits[:, :-1], targets[:, 1:]))
     )
     return shifted < in_place
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    """List the tensors of inputs or targets that have rows."""
+    found: list[Tensor] = []
+    map_tensors(value, found.append)  # type: ignore[arg-type]
+    return [leaf for leaf in found if leaf.ndim]
+
+
+def _count(inputs: Any, targets: Any) -> int:
+    """Count the examples of a batch whose targets may be several tensors, one of each kind or a set for each example."""
+    own, given = _leaves(targets), _leaves(inputs)
+    lengths = {len(leaf) for leaf in (*own, *given)}
+    if own and len(lengths) == 1:
+        return lengths.pop()
+    first = inputs.args[0] if isinstance(inputs, Arguments) and inputs.args else inputs
+    if isinstance(first, Tensor) and first.ndim and len(first) in {len(leaf) for leaf in own}:
+        return len(first)
+    if isinstance(targets, list) or (isinstance(targets, tuple) and not any(isinstance(t, Tensor) for t in targets)):
+        return len(targets)
+    return len(own[0]) if own else 0
+
+
+def countable(inputs: Any, targets: Any, number: int) -> Any:
+    """Give targets a length that is the number of their rows.
+
+    Args:
+        inputs: The inputs of the same batch.
+        targets: One tensor, or several in any structure.
+        number: Number of the batch, for messages.
+
+    Returns:
+        The targets; counted, if they are not one tensor.
+
+    Raises:
+        PruneLimitError: If they have no rows.
+    """
+    if isinstance(targets, (int, float)) or (isinstance(targets, Tensor) and targets.ndim == 0):
+        raise PruneLimitError(
+            "data gives single examples: make batches of them, for example by DataLoader(data, batch_size=128)."
+        )
+    size = len(targets) if isinstance(targets, Tensor) else _count(inputs, targets)
+    if not size:
+        raise PruneLimitError(f"data is empty in batch {number}: give every batch at least one example.")
+    return targets if isinstance(targets, Tensor) else Counted(targets, size)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunelimit.curvature.operator import Batches, CurvatureOperator, LossFunction, mean_loss
 from prunelimit.errors import PruneLimitError
-from prunelimit.limit import PruningLimit, check_epsilon, dense_loss
+from prunelimit.limit import FlatError, PruningLimit, check_epsilon, dense_loss
 from prunelimit.pruning.measured import Memo, no_memo
 from prunelimit.pruning.paths import PruningPath
 
@@ -125,6 +125,9 @@ def directional_limit(
 
     Returns:
         The limit; its interval is the bracket, which holds no error from the choice of the data.
+
+    Raises:
+        FlatError: If gradient and curvature vanish.
     """
     start, before = time.monotonic(), operator.products
     slope = (operator.gradient if gradient is None else gradient).double()
@@ -135,6 +138,8 @@ def directional_limit(
         return float(slope @ step.double() + step.double() @ curved / 2)
 
     limit = search_limit("directional", rise, path, epsilon, tolerance, operator.examples, memo)
+    if limit.unbounded and limit.radius > 0 and not limit.curve.rise.any():
+        raise FlatError
     limit.cost = {"products": operator.products - before, "seconds": time.monotonic() - start}
     return limit
 

@@ -19,7 +19,15 @@ from prunelimit.curvature.operator import CurvatureOperator
 from prunelimit.curvature.reduce import reduced_operator
 from prunelimit.curvature.rules import TwiceError
 from prunelimit.errors import PruneLimitError, unknown_name
-from prunelimit.limit import PruningLimit, check_epsilon, default_epsilon, formula_limit, stretch_to_population
+from prunelimit.limit import (
+    FlatError,
+    PruningLimit,
+    check_epsilon,
+    default_epsilon,
+    formula_limit,
+    stretch_to_population,
+    tell_rounding,
+)
 from prunelimit.path_limits import check_tolerance, directional_limit, measured_limit, search_limit
 from prunelimit.processes import is_sharded
 from prunelimit.pruning.magnitude import MagnitudePath, Masks, prunable_parameters
@@ -61,13 +69,16 @@ def predict_limit(
         model: Any torch module; left exactly as it was. A lazily initialised one is initialised by the first batch; one
             in float16 or bfloat16 is computed with in float32, on a copy.
         loss_fn: Maps the model's output and the targets of a batch to the batch's mean loss; ``None`` if the model
-            returns its own. Outputs with ``logits``, and tuples, are unpacked for a loss that cannot take them.
+            returns its own. Outputs with ``logits``, and tuples, are unpacked for a loss that cannot take them. One that is
+            piecewise linear, as the absolute error or a hinge, has no curvature of its own: measure there.
         data: Training data: an iterable of batches, a pair of tensors or one dictionary of them. Batches are
             ``(inputs, targets)``, ``(first, second, ..., targets)``, or dictionaries, whose labels are taken out before the rest
             become the model's keyword arguments. Batches count by the number of their examples, or of the targets that are
             not ``ignore_index``; :mod:`prunelimit.adapters` has the details.
-        epsilon: Tolerated rise of the mean loss; by default its standard deviation over batches of 128.
-        prunable: Names of the prunable parameters; by default the weights of linear and convolution layers.
+        epsilon: Tolerated rise of the mean loss; by default its standard deviation over batches of 128, or over the batches
+            as they are given where they cannot be cut: give it there.
+        prunable: Names of the prunable parameters; by default the weights of linear and convolution layers. Weights of
+            recurrent layers, transposed convolutions, embeddings and attention's ``in_proj_weight`` are taken by their names.
         curvature: ``"hessian"``: absolute values of the eigenvalues of the Hessian, as in the paper's released code;
             ``"ggn"``: its generalised Gauss-Newton part, positive semi-definite and cheaper.
         method: ``"formula"``, the theorem, when you want to know why and by how much; ``"cut"``, the same
@@ -284,6 +295,7 @@ def _sharded_limit(adapted: Adapted, epsilon: float, settings: Settings) -> Prun
             low_memory=settings.low_memory,
             progress=settings.progress,
         )
+        _check_curved(found)
         limit = formula_limit(found, path.distance, epsilon, examples=operator.examples)
         limit.cost["products"] = float(operator.products)
         return limit
@@ -328,13 +340,18 @@ def _spectral_limit(
             progress=settings.progress,
             watch=watch,
         )
+        _check_curved(found)
         if settings.method == "formula":
             limit = formula_limit(found, path.distance, epsilon, examples=operator.examples)
         else:
             restrict = None if reduced is None else reduced.restrict
 
+            step = path.displacement
+            if settings.method == "cut" and isinstance(path, MaskPath):
+                step = path.perpendicular  # the theorem's subspace is perpendicular to the step
+
             def look(sparsity: float) -> Sight:
-                return sight_along(operator, path.displacement(sparsity), settings.steps, restrict, low_memory)
+                return sight_along(operator, step(sparsity), settings.steps, restrict, low_memory)
 
             limit = sight_limit(
                 look, found, path, epsilon, settings.method, tolerance=settings.tolerance, examples=operator.examples
@@ -342,7 +359,14 @@ def _spectral_limit(
         limit.cost["products"] = float(operator.products)
         return limit
 
-    return _from_sample(solve, adapted.batches, settings)
+    limit = _from_sample(solve, adapted.batches, settings)
+    tell_rounding(limit)
+    return limit
+
+
+def _check_curved(found: Spectrum) -> None:
+    if not found.largest > 0:
+        raise FlatError
 
 
 def _from_sample(solve: Callable[[Batches], PruningLimit], batches: Batches, settings: Settings) -> PruningLimit:

@@ -25,7 +25,7 @@ from prunelimit.layers import (
     unit_path,
     units_and_names,
 )
-from prunelimit.limit import PruningLimit, default_epsilon
+from prunelimit.limit import MEANING, UNBOUNDED, FlatError, PruningLimit, default_epsilon
 from prunelimit.predict import METHODS, SHARDED, Settings, adapt_shared, check_apart, predict_adapted
 from prunelimit.processes import is_sharded
 from prunelimit.pruning.magnitude import prunable_parameters
@@ -41,16 +41,6 @@ USUAL = ("formula", "directional", "refit", "measured")
 #: A fall of the measured loss between two cuts, in parts of epsilon, from which on it does not count as rising steadily.
 FALL = 0.2
 
-#: What each method says, for readers who have not read the book.
-MEANING = {
-    "formula": "the theorem: how far some network with so few weights is within reach",
-    "cone": "the theorem for any random subspace, knowing the step",
-    "cut": "the theorem for a subspace perpendicular to the step, as a cut's is",
-    "directional": "second order along the cut itself, kept weights as they are",
-    "refit": "the kept weights may move, mask fixed",
-    "measured": "one cut for real, kept weights as they are",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -62,7 +52,7 @@ class Report:
         layers: A limit for each layer alone, and its part in the rise of the common cut at the limit; ``None`` if not asked for.
         changes: What each wanted limit needs, by the formula; empty without the formula.
         left_out: Parameters that do not count as prunable, and why; see :func:`~prunelimit.layers.left_out`.
-        epsilon: Tolerated rise of the training loss, in nats.
+        epsilon: Tolerated rise of the training loss, in its units.
         seconds: Time that the whole report took.
         skipped: Methods that were asked for and cannot be had, and why.
     """
@@ -112,11 +102,12 @@ class Report:
     def findings(self) -> list[str]:
         """Say what the numbers mean, a sentence each."""
         first = next(iter(self.limits.values()))
-        lines = [f"The loss may rise by {self.epsilon:.4g} nats over {first.examples:,} {first.terms}."]
+        lines = [f"The loss may rise by {self.epsilon:.4g} over {first.examples:,} {first.terms}."]
         if "measured" in self.limits:
             lines.append(
                 f"One cut by magnitude can remove {self.limits['measured'].sparsity:.1%} of the weights: measured."
             )
+            lines += [f"But {UNBOUNDED}."] * self.limits["measured"].unbounded
             lines += self._about_falls()
         if self.gain is not None:
             gained = f"gain {self.gain:.1%} of the weights" if self.gain > 0 else "gain nothing"
@@ -143,7 +134,7 @@ class Report:
         place = int(falls.argmax())
         before, after = curve.iloc[place - 1], curve.iloc[place]
         return [
-            f"The loss does not rise steadily along the cut ({before.rise:+.3g} nats at {before.sparsity:.1%}, {after.rise:+.3g} at "
+            f"The loss does not rise steadily along the cut ({before.rise:+.3g} at {before.sparsity:.1%}, {after.rise:+.3g} at "
             f"{after.sparsity:.1%}): it may reach what is tolerated more than once, and the measured limit is the place that "
             "bisection came to."
         ]
@@ -278,11 +269,16 @@ def limit_report(
     limits = {}
     for method in methods:
         tell(method)
-        limits[method] = predict_adapted(adapted, epsilon, dataclasses.replace(settings, method=method))
+        try:
+            limits[method] = predict_adapted(adapted, epsilon, dataclasses.replace(settings, method=method))
+        except FlatError:
+            if method == methods[-1] and not limits:
+                raise
+            skipped[method] = "which needs a loss with curvature, and there is none"
     by_layer = None
     if layers:
         tell("layers")
-        common = next(limits[m].sparsity for m in ("measured", "directional", methods[0]) if m in limits)
+        common = next(limits[m].sparsity for m in ("measured", "directional", *limits) if m in limits)
         directional = dataclasses.replace(settings, method="directional")
         by_layer = layers_adapted(adapted, epsilon, directional, groups, min(common, 1 - 1e-9), units)
     changes: tuple[Change, ...] = ()

@@ -90,7 +90,7 @@ def _layer_table(report: Report) -> str:
     assert report.layers is not None
     common = report.layers.common
     head = ["layer", "weights", "share", "limit"]
-    head += [] if common is None else [f"removed at {common:.1%}", "rise (nats)"]
+    head += [] if common is None else [f"removed at {common:.1%}", "rise of the loss"]
     rows = []
     for row in report.layers.table.itertuples():
         cells = [str(row.layer), f"{row.weights:,}", f"{row.share:.1%}", f"{row.sparsity:.1%}"]
@@ -116,7 +116,7 @@ def _limit_table(report: Report) -> str:
 
 
 def _change_table(report: Report) -> str:
-    head = ["wanted limit", "curvature ×", "or R", "or tolerated rise ×", "one cut now (nats)"]
+    head = ["wanted limit", "curvature ×", "or R", "or tolerated rise ×", "one cut now (rise)"]
     rows = [
         [
             f"{change.sparsity:.1%}",

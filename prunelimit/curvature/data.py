@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from prunelimit.errors import PruneLimitError
 
 LossFunction = Callable[[Any, Any], Tensor]
+
+#: Buffers with up to this many entries are put back if a pass changes them: counters, observers, statistics. Larger ones,
+#: masks and packed weights, are not worth a copy.
+SMALL_BUFFER = 2**16
 #: Inputs and targets of each batch; ``len(targets)`` is how many terms the batch's mean loss is over.
 Batches = list[tuple[Any, Any]]
 
@@ -115,7 +119,8 @@ def as_batches(data: Any, batch_size: int | None = 1000) -> Batches:
     for number, (inputs, targets) in enumerate(batches):
         if isinstance(inputs, Tensor) and not isinstance(targets, Counted) and len(inputs) != len(targets):
             raise PruneLimitError(
-                f"data batch {number} has {len(inputs)} inputs and {len(targets)} targets: give one target per input."
+                f"data batch {number} has {len(inputs)} inputs and {len(targets)} targets: give one target per input, along the "
+                "first dimension, and of single examples make batches, by DataLoader(data, batch_size=128)."
             )
     return batches
 
@@ -124,7 +129,9 @@ def has_rows(batch: tuple[Any, Any]) -> bool:
     """Tell whether a batch can be cut by rows: a pair of tensors, or arguments that say so."""
     inputs, targets = batch
     return isinstance(targets, Tensor) and (
-        isinstance(inputs, Tensor) or (isinstance(inputs, Arguments) and inputs.rows)
+        inputs.layout == torch.strided  # a sparse tensor has no slices
+        if isinstance(inputs, Tensor)
+        else isinstance(inputs, Arguments) and inputs.rows
     )
 
 
@@ -187,6 +194,37 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode for forward passes; put modes back afterwards, and small buffers that they changed."""
+    buffers = _small_buffers(model)
+    try:
+        with evaluation_mode(model):
+            yield
+    finally:
+        with torch.no_grad():
+            for owner, name, buffer, version, value in buffers:
+                if buffer._version != version:
+                    buffer.copy_(value)
+                if owner._buffers[name] is not buffer:
+                    owner._buffers[name] = buffer
+
+
+def _small_buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor, int, Tensor]]:
+    """List the buffers that a forward pass may change, whatever the mode: their owners, names, versions and values."""
+    return [
+        (module, name, buffer, buffer._version, buffer.detach().clone())
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # which makes a new object at each look
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+        and not isinstance(buffer, nn.parameter.UninitializedBuffer)
+        and not buffer.is_inference()
+        and buffer.device.type != "meta"
+        and buffer.numel() <= SMALL_BUFFER
+    ]
+
+
 def scalar_loss(loss_fn: LossFunction, output: Any, targets: Tensor) -> Tensor:
     """Evaluate the loss, and refuse one that is not a scalar.
 
@@ -224,7 +262,7 @@ def mean_loss(
     """
     losses, sizes = [], []
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with evaluation_mode(model), torch.no_grad():
+    with unchanged(model), torch.no_grad():
         for batch in batches:
             inputs, targets = (map_tensors(part, lambda tensor: tensor.to(device)) for part in batch)
             losses.append(float(scalar_loss(loss_fn, call_model(model, inputs), targets)))

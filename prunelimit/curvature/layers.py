@@ -1,10 +1,11 @@
-"""Convolutions and batch normalisation that are cheap to differentiate twice, and an activation that torch cannot.
+"""Convolutions and batch normalisation that are cheap to differentiate twice, and what torch cannot, or not rightly.
 
 PyTorch differentiates the backward pass of a convolution by convolutions with the batch in the place of the channels and kernels
 as large as an image, which no fast routine was written for. The three products of a convolution (forwards, backwards by the
 input, backwards by the weight) are linear in each of their arguments, so that their derivatives are the same three products of
 other tensors. Batch normalisation in evaluation mode is a multiplication and an addition per channel, and is written as such. Torch's
-hard sigmoid, which MobileNetV3 is full of, has no second derivative; what it is made of has.
+hard sigmoid, which MobileNetV3 is full of, has no second derivative; what it is made of has. Its weight normalisation along the
+first dimension has a wrong one (torch 2.13 takes the norms for constants there); a quotient has the right one.
 """
 
 from __future__ import annotations
@@ -127,12 +128,18 @@ def _hard_sigmoid(inputs: Tensor, inplace: bool = False) -> Tensor:
     return functional.relu6(inputs + 3) / 6
 
 
+def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
+    """Give a weight its length as ``torch._weight_norm`` does, under both kinds of ``weight_norm``."""
+    return direction * (length / torch.norm_except_dim(direction, 2, dim))
+
+
 _CHEAPER: dict[Any, Callable[..., Tensor | None]] = {
     torch.conv1d: _convolve,
     torch.conv2d: _convolve,
     torch.conv3d: _convolve,
     functional.batch_norm: _normalise,
     functional.hardsigmoid: _hard_sigmoid,
+    torch._weight_norm: _weight_norm,
 }
 
 

@@ -76,11 +76,13 @@ class SavedBytes:
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known if tensor.layout == torch.strided}
         self._storages: dict[int, int] = {}
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
+        if tensor.layout != torch.strided:  # a sparse matrix, which comes with the data and has no storage of its own
+            return tensor
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._known:
             self._storages[storage.data_ptr()] = storage.nbytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -14,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from prunelimit.curvature.data import LossFunction, call_model, evaluation_mode, map_tensors, scalar_loss
+from prunelimit.curvature.data import LossFunction, call_model, map_tensors, scalar_loss, unchanged
 from prunelimit.curvature.layers import CheapSecondDerivatives
 from prunelimit.errors import PruneLimitError
 
@@ -42,10 +43,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _plain_kernels(module: nn.Module) -> Iterator[None]:
-    """Switch off fused attention, fused recurrent kernels and sparse gradients: they have no second derivative."""
+    """Switch off compiled parts, fused attention and recurrent kernels, and sparse gradients: they have no second derivative."""
     fast = torch.backends.mha.get_fastpath_enabled()
     sparse = [m for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse]
     with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # it takes seconds to import, and nothing was compiled without it
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(part, nn.RNNBase) for part in module.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
@@ -88,7 +91,7 @@ class Network:
                 f"dtype={dtype} is not supported: choose torch.float32, torch.float64 or torch.bfloat16."
             )
         self.model, self.names = model, list(names)
-        own = model.get_parameter(self.names[0])
+        own = dict(model.named_parameters())[self.names[0]]  # TorchScript has no get_parameter
         self.device = own.device
         self.half = dtype == torch.bfloat16 and own.dtype != torch.bfloat16
         self._convert = None if self.half or dtype in {None, own.dtype} else dtype
@@ -118,7 +121,8 @@ class Network:
 
     def versions(self) -> list[tuple[int, int]]:
         """Fingerprint the model's weights and buffers: memory address and number of in-place changes."""
-        return [(t.data_ptr(), t._version) for t in (*self.model.parameters(), *self.model.buffers())]
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return [(t.data_ptr() if t.layout == torch.strided else 0, t._version) for t in tensors]
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -126,7 +130,7 @@ class Network:
         with ExitStack() as stack:
             for setting in (torch.inference_mode(False), torch.enable_grad(), _plain_kernels(self.module)):
                 stack.enter_context(setting)
-            stack.enter_context(evaluation_mode(self.module))
+            stack.enter_context(unchanged(self.module))
             yield
 
     def place(self, inputs: Any, targets: Tensor) -> tuple[Any, Tensor]:

@@ -83,7 +83,7 @@ def reduce_mlp(model: nn.Module, data: Any, prunable: Sequence[str] | None = Non
         return None
     batches = as_batches(data)
     wanted = {id(p) for p in prunable_parameters(model, prunable).values()}
-    if not all(isinstance(inputs, Tensor) for inputs, _ in batches):
+    if not all(isinstance(inputs, Tensor) and inputs.layout == torch.strided for inputs, _ in batches):
         return None
     first = chain[0][0]
     rows = [inputs.reshape(len(inputs), -1) for inputs, _ in batches]

@@ -30,8 +30,8 @@ class TwiceError(PruneLimitError):
         if "double backward" in first and "compile" in first:
             first = "torch.compile"
         super().__init__(
-            f"model uses an operation that cannot be differentiated twice ({first}): replace it, for example by its "
-            "plain math version."
+            f"model or loss_fn uses an operation that cannot be differentiated twice ({first}): replace it, for example by its "
+            "plain math version, or choose method='measured'."
         )
 
 
@@ -52,7 +52,7 @@ class State(Protocol):
 class Rule(Protocol):
     """How to multiply the curvature of one batch's mean loss by a vector."""
 
-    def state(self, inputs: Any, targets: Tensor) -> Any:
+    def state(self, inputs: Any, targets: Tensor) -> State:
         """Run one batch, in place on the device, forwards and backwards."""
         ...
 

@@ -26,6 +26,21 @@ COMPARISONS = {
 _SINGLE = ("growth", "many", "size", "workers")
 
 
+def load_benchmark(name: str) -> dict[str, Any] | None:
+    """Load one recorded comparison.
+
+    Args:
+        name: Of its file.
+
+    Returns:
+        The record; ``None`` if there is none, or it did not run to its end.
+    """
+    path = results_folder() / "benchmarks" / f"{name}.json"
+    trace(path)
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"complete": False}
+    return record if record["complete"] else None
+
+
 def load_benchmarks(kind: str) -> list[dict[str, Any]]:
     """Load the recorded comparisons of one kind that ran to their end.
 
@@ -35,13 +50,7 @@ def load_benchmarks(kind: str) -> list[dict[str, Any]]:
     Returns:
         The records, by name.
     """
-    records = []
-    for name in COMPARISONS[kind]:
-        path = results_folder() / "benchmarks" / f"{name}.json"
-        trace(path)
-        if path.is_file():
-            records.append(json.loads(path.read_text(encoding="utf-8")))
-    return [record for record in records if record["complete"]]
+    return [record for name in COMPARISONS[kind] if (record := load_benchmark(name))]
 
 
 def same_work_frame() -> pd.DataFrame:

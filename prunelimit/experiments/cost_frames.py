@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from prunelimit.checks import positive
+from prunelimit.experiments.benchmark_frames import COMPARISONS, load_benchmark
 from prunelimit.experiments.cost_model import (
     FLOAT,
     SMALLEST,
@@ -16,7 +17,6 @@ from prunelimit.experiments.cost_model import (
     LinearFit,
     fit_cost,
     held_out,
-    load_benchmark,
     memory_frame,
     time_frame,
 )
@@ -29,43 +29,34 @@ SHARDED, SUMMED = 7, 2
 ONE, DATA, PARAMETERS = "one process", "data sharded", "parameters sharded"
 
 
-def held_out_frame(smallest: float = SMALLEST) -> pd.DataFrame:
+def held_out_frame() -> pd.DataFrame:
     """Compare the model with benchmarks that it was not fitted to.
-
-    Args:
-        smallest: As for :func:`fit_cost`.
 
     Returns:
         One row per quantity: prediction with the interval of the fit, measurement, their ratio, and whether it is ``inside``.
     """
     names = ["network", "weights", "examples", "work", "what", "predicted", "low", "high", "measured"]
-    table = pd.DataFrame(held_out(fit_cost(smallest)), columns=names)
+    table = pd.DataFrame(held_out(fit_cost()), columns=names)
     table["ratio"] = table.measured / table.predicted
     return table.assign(inside=(table.low <= table.measured) & (table.measured <= table.high))
 
 
-def shape_factor(smallest: float = SMALLEST) -> float:
+def shape_factor() -> float:
     """Return by which factor the model typically misses a product of a network that it was not fitted to.
-
-    Args:
-        smallest: As for :func:`~prunelimit.experiments.cost_model.fit_cost`.
 
     Returns:
         The exponential of the root mean square of the logarithms, at least one.
     """
-    return math.exp(fit_cost(smallest).shapes)
+    return math.exp(fit_cost().shapes)
 
 
-def coefficient_frame(smallest: float = SMALLEST) -> pd.DataFrame:
+def coefficient_frame() -> pd.DataFrame:
     """List the coefficients of the model.
-
-    Args:
-        smallest: As for :func:`fit_cost`.
 
     Returns:
         One row each: estimate, standard error, interval, number of measurements, and the typical relative residual of the fit.
     """
-    fit = fit_cost(smallest)
+    fit = fit_cost()
     rows: list[tuple[str, str, float, float, float, float, int, float]] = []
 
     def add(part: str, found: LinearFit, names: Sequence[str], logs: bool = False) -> None:
@@ -90,7 +81,6 @@ def projection_frame(
     steps: int = 64,
     workers: int = 64,
     bandwidth: float = 1.25e9,
-    smallest: float = SMALLEST,
 ) -> pd.DataFrame:
     """Say what a prediction costs at some sizes, in every mode.
 
@@ -102,7 +92,6 @@ def projection_frame(
         steps: Lanczos steps.
         workers: Processes, where there are several.
         bandwidth: Bytes that a worker receives per second.
-        smallest: As for :func:`~prunelimit.experiments.cost_model.fit_cost`.
 
     Returns:
         One row per size and mode: CPU ``hours`` of each worker with their interval for networks of any shape, hours of
@@ -114,7 +103,7 @@ def projection_frame(
     """
     for name, value in {"examples": examples, "steps": steps, "workers": workers, "bandwidth": bandwidth}.items():
         positive(name, value)
-    fit = fit_cost(smallest)
+    fit = fit_cost()
     modes = [(ONE, True, 1), (ONE, False, 1), (DATA, False, workers), (PARAMETERS, False, workers)]
     rows = []
     for size in sizes:
@@ -149,21 +138,18 @@ def projection_frame(
 PRODUCT, BESIDES, MEMORY = "product", "besides", "memory"
 
 
-def point_frame(smallest: float = SMALLEST) -> pd.DataFrame:
+def point_frame() -> pd.DataFrame:
     """List the measurements as points of the figure.
-
-    Args:
-        smallest: As for :func:`~prunelimit.experiments.cost_model.fit_cost`.
 
     Returns:
         One row per point: ``panel``, ``group``, ``x``, ``y``, and its ``role``: fitted, left out (too small) or held out.
     """
-    fit, table = fit_cost(smallest), time_frame()
+    fit, table = fit_cost(), time_frame()
     rows: list[tuple[str, str, float, float, str]] = []
     names = ["examples", "weights", "steps", "seconds", "product"]
     for timed, part in table.groupby("timed", sort=False):
         for examples, weights, steps, seconds, product in part[names].to_numpy(dtype=float).tolist():
-            role = "fitted" if weights >= smallest else "left out"
+            role = "fitted" if weights >= SMALLEST else "left out"
             if timed == "product":
                 rows.append((PRODUCT, "growth", weights, seconds / examples, role))
             elif role == "fitted" and seconds > steps * product:
@@ -176,13 +162,12 @@ def point_frame(smallest: float = SMALLEST) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["panel", "group", "x", "y", "role"])
 
 
-def curve_frame(examples: int = 2000, largest: float = 1e9, smallest: float = SMALLEST) -> pd.DataFrame:
+def curve_frame(examples: int = 2000, largest: float = 1e9) -> pd.DataFrame:
     """List the model as curves of the figure.
 
     Args:
         examples: N of the product, whose seconds are divided by it.
         largest: Weights at which the curves end.
-        smallest: As for :func:`~prunelimit.experiments.cost_model.fit_cost`.
 
     Returns:
         One row per point of a curve: ``panel``, ``group``, ``x``, ``y``, ``low``, ``high``, ``wide_low`` and ``wide_high`` (for
@@ -192,9 +177,9 @@ def curve_frame(examples: int = 2000, largest: float = 1e9, smallest: float = SM
         PruneLimitError: If the number of examples is not positive.
     """
     positive("examples", examples)
-    fit = fit_cost(smallest)
+    fit = fit_cost()
     rows: list[tuple[str, str, float, float, float, float, float, float, bool]] = []
-    for size in np.geomspace(smallest, max(largest, fit.largest), 60):
+    for size in np.geomspace(SMALLEST, max(largest, fit.largest), 60):
         value, low, high = (one / examples for one in fit.product_seconds(examples, size))
         _, *wide = (one / examples for one in fit.product_seconds(examples, size, shapes=True))
         rows.append((PRODUCT, "fit", size, value, low, high, wide[0], wide[1], size > fit.largest))
@@ -231,7 +216,7 @@ def _mode(steps: int) -> str:
 def cost_origin() -> pd.DataFrame:
     """List the records behind the model, with machine and command."""
     rows = []
-    for name in ("growth", "footprint", "same-work-fc5", "same-work-resnet20", "memory-fc5", "size"):
+    for name in ("growth", "footprint", *COMPARISONS["same-work"], *COMPARISONS["memory"], "size"):
         record = load_benchmark(name)
         if record is not None:
             about, role = record["provenance"], "fitted" if name in {"growth", "footprint"} else "held out"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +19,7 @@ import pandas as pd
 from scipy import optimize, stats
 
 from prunelimit.errors import PruneLimitError
-from prunelimit.experiments.benchmark_frames import load_benchmarks
-from prunelimit.experiments.store import results_folder, trace
+from prunelimit.experiments.benchmark_frames import load_benchmark, load_benchmarks
 
 #: Bytes of a number in float32.
 FLOAT = 4
@@ -169,21 +167,6 @@ class CostFit:
         low, high = max(0.0, value[0] - width), value[0] + width
         unit = FLOAT * weights
         return unit * (kept + value[0]), unit * (kept + low), unit * (kept + high)
-
-
-def load_benchmark(name: str) -> dict[str, Any] | None:
-    """Load one recorded benchmark by the name of its file.
-
-    Args:
-        name: The name.
-
-    Returns:
-        The record; ``None`` if there is none, or it did not run to its end.
-    """
-    path = results_folder() / "benchmarks" / f"{name}.json"
-    trace(path)
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"complete": False}
-    return record if record["complete"] else None
 
 
 def time_frame() -> pd.DataFrame:

@@ -14,14 +14,14 @@ from torch.nn.functional import cross_entropy
 from prunelimit.curvature import HessianOperator, Spectrum, spectrum
 from prunelimit.curvature.reduce import reduced_operator
 from prunelimit.experiments.prepare import prepare
-from prunelimit.experiments.runner import OutOfTime, recorded_distance
+from prunelimit.experiments.runner import recorded_distance
 from prunelimit.experiments.specs import CurvatureSpec
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder, write_json
 from prunelimit.limit import default_epsilon, formula_limit
 from prunelimit.pruning.magnitude import MagnitudePath
 from prunelimit.threads import suited_threads
-from prunelimit.training import evaluate
+from prunelimit.training import OutOfTime, evaluate
 
 EXPERIMENT = "curvature"
 
@@ -105,8 +105,7 @@ def run_curvature(
         "reduced": None if reduced is None else {"inputs": list(reduced.inputs), "dead": list(reduced.dead)},
         "spectrum": found.to_dict(),
     }
-    save_record(EXPERIMENT, spec, record)
-    return json.loads(json.dumps(record))
+    return save_record(EXPERIMENT, spec, record)
 
 
 def _seconds(path: Path) -> float:

@@ -8,7 +8,6 @@ average if the two samples were thrown together and divided anew at random.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -268,19 +267,18 @@ def _log_choose(total: int, chosen: np.ndarray) -> np.ndarray:
     return np.where(left >= 0, value, -np.inf)
 
 
-def drawn_null(first: np.ndarray, second: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:
+def drawn_null(first: np.ndarray, second: np.ndarray, draws: int) -> np.ndarray:
     """Divide the pooled sample anew at random, many times.
 
     Args:
         first: Counts.
         second: Counts in the same bins.
         draws: How many times.
-        seed: Of the random numbers.
 
     Returns:
         ``(draws,)`` distances.
     """
-    pooled, generator = first + second, np.random.default_rng(seed)
+    pooled, generator = first + second, np.random.default_rng(0)
     parts = generator.multivariate_hypergeometric(pooled, int(first.sum()), size=draws, method="marginals")
     return np.array([total_variation(part, pooled - part) for part in parts])
 
@@ -373,8 +371,7 @@ def run_distributions(
         "networks": networks,
         "comparisons": {name: [row[name] for row in comparisons] for name in comparisons[0]},
     }
-    save_record(EXPERIMENT, spec, record)
-    return json.loads(json.dumps(record))
+    return save_record(EXPERIMENT, spec, record)
 
 
 def _compare_all(weights: dict[tuple[str, int], np.ndarray], spec: DistributionsSpec) -> list[dict[str, Any]]:

@@ -14,11 +14,12 @@ from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.catalogue import PROFILES, Task, find_profiles, find_seeds, find_tasks
 from prunelimit.experiments.curvature import EXPERIMENT as CURVATURE
+from prunelimit.experiments.provenance_frames import missing_frame, origin_frame
 from prunelimit.experiments.refit import EXPERIMENT as REFIT
 from prunelimit.experiments.runner import EXPERIMENT, run_limit
 from prunelimit.experiments.sight import EXPERIMENT as SIGHT
 from prunelimit.experiments.specs import LimitSpec
-from prunelimit.experiments.store import joined_provenance, load_record
+from prunelimit.experiments.store import load_record
 from prunelimit.limit import ROOT_STEPS, PruningLimit, finer_distance, formula_limit
 from prunelimit.pruning.magnitude import effective_sparsity
 
@@ -271,27 +272,18 @@ def missing_cells(tasks: str | Sequence[str] | None = None, seeds: int | Sequenc
     Returns:
         Columns ``task``, ``profile``, ``seeds without a record`` and ``command``.
     """
-    rows, seeds = [], find_seeds(seeds)
-    for task in find_tasks(tasks):
-        for profile in task.profiles:
-            absent = [s for s in seeds if load_record(EXPERIMENT, task.spec(profile, s)) is None]
-            if absent:
-                command = f"prunelimit run {task.name} --profile {profile} --seeds {max(seeds) + 1} --missing"
-                text = ", ".join(map(str, absent))
-                rows.append({"task": task.name, "profile": profile, "seeds without a record": text, "command": command})
-    return pd.DataFrame(rows, columns=["task", "profile", "seeds without a record", "command"])
+    seeds = find_seeds(seeds)
+    cells = [
+        (task.name, profile, {seed: [task.spec(profile, seed)] for seed in seeds})
+        for task in find_tasks(tasks)
+        for profile in task.profiles
+    ]
+    return missing_frame("run", EXPERIMENT, cells, options=" --missing")
 
 
 def origin(cells: Sequence[Cell]) -> pd.DataFrame:
     """Say where the numbers of a page come from: profile, seeds, devices, commits, and the command that makes them again."""
-    rows = []
-    for task, profile in dict.fromkeys((cell.task.name, cell.profile) for cell in cells):
-        here = [cell for cell in cells if (cell.task.name, cell.profile) == (task, profile)]
-        row = {"task": task, "profile": profile, "seeds": ", ".join(str(cell.seed) for cell in here)}
-        row |= joined_provenance([cell.record["provenance"] for cell in here])
-        command = f"prunelimit run {task} --profile {profile} --seeds {max(cell.seed for cell in here) + 1}"
-        rows.append(row | {"command": command})
-    return pd.DataFrame(rows)
+    return origin_frame("run", [(cell.task.name, cell.profile, cell.seed, cell.record) for cell in cells])
 
 
 def rerun(task: str, seed: int = 0) -> pd.DataFrame:

@@ -194,18 +194,17 @@ def thresholds_frame(totals: Sequence[int], rotations: int, seed: int = 0) -> pd
     return pd.DataFrame(rows)
 
 
-def wilson_interval(count: np.ndarray, trials: int, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Bound a probability from a count of successes (Wilson 1927).
+def wilson_interval(count: np.ndarray, trials: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bound a probability from a count of successes with 95 % confidence (Wilson 1927).
 
     Args:
         count: Successes.
         trials: Number of trials.
-        confidence: Probability that the interval should hold the truth.
 
     Returns:
         Lower and upper ends, of the shape of ``count``.
     """
-    share, z = np.asarray(count) / trials, stats.norm.ppf(0.5 + confidence / 2)
+    share, z = np.asarray(count) / trials, stats.norm.ppf(0.975)
     middle = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
     return np.clip(middle - half, 0, share), np.clip(

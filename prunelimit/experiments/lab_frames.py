@@ -37,6 +37,9 @@ LAB_TASK = "fc5-cifar10"
 #: Grid of the two children.
 LAB_GRID = "epochs"
 
+#: Quadratics that the lab speaks of, and their number of weights.
+LAB_FAMILIES, LAB_DIMENSION = ("flat", "outliers", "power"), 240
+
 #: Classes of the digits.
 CLASSES = 10
 
@@ -66,15 +69,11 @@ LOOKS = {
 }
 
 
-def quadratic_answers(
-    epsilons: Sequence[float], families: Sequence[str] = ("flat", "outliers", "power"), dimension: int = 240
-) -> pd.DataFrame:
+def quadratic_answers(epsilons: Sequence[float]) -> pd.DataFrame:
     """Answer the table about quadratics.
 
     Args:
         epsilons: Tolerated rises.
-        families: Keys of ``FAMILIES``.
-        dimension: Number of weights, D.
 
     Returns:
         One row per epsilon and family: ``epsilon``, ``name``, ``formula``, and where half of the trials succeed: ``random`` and
@@ -82,13 +81,13 @@ def quadratic_answers(
     """
     parts = []
     for epsilon in positives("epsilons", epsilons):
-        every = family_wells(dimension, epsilon)
-        wells = {FAMILIES[family]: every[FAMILIES[family]] for family in families}
+        every = family_wells(LAB_DIMENSION, epsilon)
+        wells = {FAMILIES[family]: every[FAMILIES[family]] for family in LAB_FAMILIES}
         parts.append(prediction_frame(wells, success_frame(wells)).assign(epsilon=epsilon))
     return pd.concat(parts, ignore_index=True)[["epsilon", "name", "formula", "random", "coordinates"]]
 
 
-def network_answers(examples: int, seed: int = 0) -> pd.DataFrame:
+def network_answers(examples: int) -> pd.DataFrame:
     """Answer the tables about a network, by what ``prunelimit predict --model fc5-quick --data digits`` computes.
 
     The command takes all images for the tolerance of the formula and a sample for its curvature. The other methods see nothing but
@@ -96,13 +95,12 @@ def network_answers(examples: int, seed: int = 0) -> pd.DataFrame:
 
     Args:
         examples: Images of the sample.
-        seed: Of the network and of the probe.
 
     Returns:
         One row per method of ``LAB_METHODS`` and ``run``, ``"all"``, ``"sample"`` or ``"sample, ε of all"``: ``sparsity``,
         ``low``, ``high``, ``epsilon`` and whether the interval is ``resolved``.
     """
-    spec = find_tasks(LAB_TASK)[0].spec("quick", seed).train
+    spec = find_tasks(LAB_TASK)[0].spec("quick", 0).train
     dataset = load_dataset(spec.dataset)
     network = train(spec, dataset=dataset, progress=False).model.eval()
     split = dataset.on_device("train")
@@ -118,7 +116,6 @@ def network_answers(examples: int, seed: int = 0) -> pd.DataFrame:
                 method=method,
                 examples=count if spectral else None,
                 epsilon=tolerance if run.endswith("of all") else None,
-                seed=seed,
                 progress=False,
             )
             tolerance = limit.epsilon if tolerance is None else tolerance
@@ -128,16 +125,13 @@ def network_answers(examples: int, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def recorded_networks(seeds: Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
+def recorded_networks() -> pd.DataFrame:
     """Tabulate the recorded limits of the lab's network and of those from other first weights.
-
-    Args:
-        seeds: Of the training.
 
     Returns:
         One row per recorded seed: ``seed`` and the methods in ``LAB_METHODS``.
     """
-    return limits_frame(load_cells(LAB_TASK, "quick", seeds)).reindex(columns=["seed", *LAB_METHODS])
+    return limits_frame(load_cells(LAB_TASK, "quick")).reindex(columns=["seed", *LAB_METHODS])
 
 
 def regime_answers(values: Sequence[float], densities: Sequence[float]) -> pd.DataFrame:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,8 +17,9 @@ from prunelimit.curvature import HessianOperator
 from prunelimit.curvature.dense import relu_hessian
 from prunelimit.experiments.prepare import Prepared, prepare
 from prunelimit.experiments.rungs import Rungs, directions
-from prunelimit.experiments.runner import OutOfTime, Steps, as_plain, recorded_distance, round_significant
+from prunelimit.experiments.runner import as_plain, recorded_distance, round_significant
 from prunelimit.experiments.specs import LadderSpec
+from prunelimit.experiments.steps import Steps
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder
 from prunelimit.limit import default_epsilon
@@ -28,7 +28,7 @@ from prunelimit.pruning.magnitude import MagnitudePath, flatten
 from prunelimit.pruning.measured import fine_tuned_limit, largest_sparsity
 from prunelimit.refit import refit_limit
 from prunelimit.threads import suited_threads
-from prunelimit.training import MEASURES, evaluate
+from prunelimit.training import MEASURES, OutOfTime, evaluate
 
 EXPERIMENT = "ladder"
 
@@ -102,8 +102,7 @@ def run_ladder(
         source = provenance(device, torch.get_num_threads())
     seconds = {name: step["seconds"] for name, step in steps.done.items()}
     record = {"label": label or {}, "data": ready.dataset.digests, "provenance": source, "seconds": seconds, **body}
-    save_record(EXPERIMENT, spec, record)
-    return json.loads(json.dumps(record))
+    return save_record(EXPERIMENT, spec, record)
 
 
 def _climb(spec: LadderSpec, ready: Prepared, steps: Steps) -> dict[str, Any]:

@@ -11,9 +11,11 @@ import pandas as pd
 
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.catalogue import LadderTask, find_ladders, find_profiles, find_seeds
+from prunelimit.experiments.frames import in_percent
 from prunelimit.experiments.ladder import EXPERIMENT
+from prunelimit.experiments.provenance_frames import missing_frame, origin_frame
 from prunelimit.experiments.specs import LadderSpec
-from prunelimit.experiments.store import joined_provenance, load_record
+from prunelimit.experiments.store import load_record
 
 #: Rungs on which the kept weights may move, from the formula to what training does: key to its name and the assumption
 #: of the theory page that it gives back.
@@ -54,9 +56,6 @@ KINDS = {
     "sphere": "random, in all weights",
     "others": "weights removed at random",
 }
-
-#: Sparsities at which directions are compared.
-PLACES = {"formula": "at the formula's limit", "measured": "at the measured limit"}
 
 #: Expansions of the rise of the loss along a step.
 EXPANSIONS = {"absolute": "|H|", "signed": "H", "sloped": "H and gradient"}
@@ -161,12 +160,8 @@ def rungs_table(frame: pd.DataFrame, branch: str) -> pd.DataFrame:
     table["assumption"] = [number for _, number in rungs.values()]
     for title in titles:
         values = part[part.title == title].groupby("rung").sparsity
-        table[title] = [_mean_and_spread(100 * values.get_group(rung)) for rung in rungs]
+        table[title] = [in_percent(values.get_group(rung)) for rung in rungs]
     return table
-
-
-def _mean_and_spread(values: pd.Series) -> str:
-    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
 
 
 def landings_frame(cells: Sequence[LadderCell]) -> pd.DataFrame:
@@ -216,7 +211,7 @@ def directions_table(frame: pd.DataFrame, place: str) -> pd.DataFrame:
 
     Args:
         frame: Output of :func:`directions_frame`.
-        place: A key of ``PLACES``.
+        place: At which limit, ``"formula"`` or ``"measured"``.
 
     Returns:
         One row per network and kind: mean and standard deviation of the true rise, the means of its expansions, of the
@@ -299,21 +294,13 @@ def networks_frame(cells: Sequence[LadderCell]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _command(task: str, profile: str, seeds: int) -> str:
-    return f"prunelimit ladder {task} --profile {profile} --seeds {seeds}"
-
-
 def ladder_origin(cells: Sequence[LadderCell]) -> pd.DataFrame:
     """Say where the numbers come from: seeds, device, commit, time, and the command that makes them again."""
-    rows = []
-    groups = dict.fromkeys((cell.task.name, cell.profile) for cell in cells)
-    for task, profile in groups:
-        part = [cell for cell in cells if (cell.task.name, cell.profile) == (task, profile)]
-        row = {"task": task, "profile": profile, "seeds": ", ".join(str(cell.seed) for cell in part)}
-        row |= joined_provenance([cell.record["provenance"] for cell in part])
-        row["seconds per seed"] = f"{np.mean([sum(cell.record['seconds'].values()) for cell in part]):.0f}"
-        rows.append(row | {"command": _command(task, profile, max(cell.seed for cell in part) + 1)})
-    return pd.DataFrame(rows)
+    table = origin_frame("ladder", [(cell.task.name, cell.profile, cell.seed, cell.record) for cell in cells])
+    seconds = pd.DataFrame([cell.keys | {"seconds": sum(cell.record["seconds"].values())} for cell in cells])
+    means = seconds.groupby(["task", "profile"], sort=False).seconds.mean()
+    table.insert(len(table.columns) - 1, "seconds per seed", [f"{mean:.0f}" for mean in means])
+    return table
 
 
 def missing_ladders(tasks: str | Sequence[str] | None = None, seeds: int | Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
@@ -326,11 +313,10 @@ def missing_ladders(tasks: str | Sequence[str] | None = None, seeds: int | Seque
     Returns:
         Columns ``task``, ``profile``, ``seeds without a record`` and ``command``.
     """
-    rows, seeds = [], find_seeds(seeds)
-    for task in find_ladders(tasks):
-        for profile in task.profiles:
-            absent = [s for s in seeds for spec in task.specs(profile, s) if load_record(EXPERIMENT, spec) is None]
-            if absent:
-                text, command = ", ".join(map(str, absent)), _command(task.name, profile, max(absent) + 1)
-                rows.append({"task": task.name, "profile": profile, "seeds without a record": text, "command": command})
-    return pd.DataFrame(rows, columns=["task", "profile", "seeds without a record", "command"])
+    seeds = find_seeds(seeds)
+    cells = [
+        (task.name, profile, {seed: task.specs(profile, seed) for seed in seeds})
+        for task in find_ladders(tasks)
+        for profile in task.profiles
+    ]
+    return missing_frame("ladder", EXPERIMENT, cells)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -15,13 +14,13 @@ from torch import Tensor
 from prunelimit.datasets import load_dataset
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.prune_specs import PruneSpec
-from prunelimit.experiments.runner import OutOfTime, Steps
+from prunelimit.experiments.steps import Steps
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder
 from prunelimit.pruning.magnitude import prunable_parameters, removed_count
 from prunelimit.pruning.methods import find_method
 from prunelimit.threads import suited_threads
-from prunelimit.training import evaluate_both, initial_network, train
+from prunelimit.training import OutOfTime, evaluate_both, initial_network, train
 
 EXPERIMENT = "prune"
 
@@ -101,9 +100,9 @@ def run_prune(
             "epochs": spec.train.epochs,
             "networks": networks,
         }
-    save_record(EXPERIMENT, spec, record)
+    plain = save_record(EXPERIMENT, spec, record)
     shutil.rmtree(folder, ignore_errors=True)  # the state of finished pruners
-    return json.loads(json.dumps(record))
+    return plain
 
 
 def count_kept(network: torch.nn.Module, masks: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
@@ -62,5 +61,4 @@ def run_refit(
         "dense": {"train_loss": dense[0], "train_accuracy": dense[1]},
         "refit": as_plain(limit),
     }
-    save_record(EXPERIMENT, spec, record)
-    return json.loads(json.dumps(record))
+    return save_record(EXPERIMENT, spec, record)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from prunelimit.datasets import DeviceSplit, load_dataset
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.prepare import curvature_sample
 from prunelimit.experiments.prune_specs import RoundsSpec
-from prunelimit.experiments.runner import OutOfTime, Steps, as_plain, recorded_distance
+from prunelimit.experiments.runner import as_plain, recorded_distance
+from prunelimit.experiments.steps import Steps
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder
 from prunelimit.limit import default_epsilon
@@ -24,7 +24,7 @@ from prunelimit.predict import predict_limit
 from prunelimit.pruning.iterative import IterativeSpec, Round, iterative_rounds
 from prunelimit.pruning.magnitude import MagnitudePath, flatten
 from prunelimit.threads import suited_threads
-from prunelimit.training import evaluate_both, initial_network
+from prunelimit.training import OutOfTime, evaluate_both, initial_network
 
 EXPERIMENT = "rounds"
 
@@ -77,8 +77,7 @@ def run_rounds(
         return None
     record = {"label": label or {}, "data": dataset.digests, "provenance": source, "rounds": found}
     record["seconds"] = {"limits": round(sum(step["seconds"] for step in steps.done.values()), 2)}
-    save_record(EXPERIMENT, spec, record)
-    return json.loads(json.dumps(record))
+    return save_record(EXPERIMENT, spec, record)
 
 
 def kept_operator(model: nn.Module, sample: tuple[Tensor, Tensor], masks: dict[str, Tensor]) -> ActiveOperator:

@@ -11,6 +11,7 @@ from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.experiments.catalogue import find_seeds
 from prunelimit.experiments.comparisons import Comparison, find_comparisons
 from prunelimit.experiments.frames import fine_distance
+from prunelimit.experiments.provenance_frames import missing_frame
 from prunelimit.experiments.prune_frames import best_rows, origin_of, title_of
 from prunelimit.experiments.ranks import spearman
 from prunelimit.experiments.rounds import EXPERIMENT
@@ -174,16 +175,10 @@ def missing_rounds(
     Returns:
         Columns ``comparison``, ``profile``, ``seeds without a record`` and ``command``.
     """
-    rows, seeds = [], find_seeds(seeds)
-    for one in find_comparisons(comparisons):
-        for profile in one.rounds:
-            absent = [
-                seed for seed in seeds for spec in one.rounds_specs(profile, seed) if not load_record(EXPERIMENT, spec)
-            ]
-            if absent:
-                command = f"prunelimit rounds {one.name} --profile {profile} --seeds {max(seeds) + 1}"
-                text = ", ".join(map(str, absent))
-                rows.append(
-                    {"comparison": one.name, "profile": profile, "seeds without a record": text, "command": command}
-                )
-    return pd.DataFrame(rows, columns=["comparison", "profile", "seeds without a record", "command"])
+    seeds = find_seeds(seeds)
+    cells = [
+        (one.name, profile, {seed: one.rounds_specs(profile, seed) for seed in seeds})
+        for one in find_comparisons(comparisons)
+        for profile in one.rounds
+    ]
+    return missing_frame("rounds", EXPERIMENT, cells, kind="comparison")

@@ -14,9 +14,10 @@ from prunelimit.curvature.quadrature import Spectrum
 from prunelimit.experiments.catalogue import find_seeds, find_tasks
 from prunelimit.experiments.curvature import EXPERIMENT as CURVATURE
 from prunelimit.experiments.frames import Cell, fine_distance
+from prunelimit.experiments.provenance_frames import missing_frame, origin_frame
 from prunelimit.experiments.rows import EXPERIMENT, run_rows
 from prunelimit.experiments.specs import RowsSpec
-from prunelimit.experiments.store import joined_provenance, load_record
+from prunelimit.experiments.store import load_record
 from prunelimit.limit import formula_limit, removable_fraction, solve_limit
 
 #: A row is called negligible if its Euclidean norm is below this share of mu: it adds at most as much to d(mu).
@@ -263,14 +264,8 @@ def _spectrum(part: RowsCell) -> Spectrum:
 
 def rows_origin(found: Sequence[RowsCell]) -> pd.DataFrame:
     """Say where the numbers come from: profile, seeds, devices, commits, and the command that makes them again."""
-    rows = []
-    for task, profile in dict.fromkeys((part.cell.task.name, part.cell.profile) for part in found):
-        here = [part for part in found if (part.cell.task.name, part.cell.profile) == (task, profile)]
-        seeds = sorted({part.cell.seed for part in here})
-        row = {"task": task, "profile": profile, "seeds": ", ".join(map(str, seeds))}
-        row |= joined_provenance([part.record["provenance"] for part in here])
-        rows.append(row | {"command": f"prunelimit rows {task} --profile {profile} --seeds {seeds[-1] + 1}"})
-    return pd.DataFrame(rows)
+    runs = [(part.cell.task.name, part.cell.profile, part.cell.seed, part.record) for part in found]
+    return origin_frame("rows", runs)
 
 
 def missing_rows(tasks: str | Sequence[str] | None = None, seeds: int | Sequence[int] = (0,)) -> pd.DataFrame:
@@ -283,16 +278,10 @@ def missing_rows(tasks: str | Sequence[str] | None = None, seeds: int | Sequence
     Returns:
         Columns ``task``, ``profile``, ``seeds without a record`` and ``command``.
     """
-    rows, seeds = [], find_seeds(seeds)
-    for task in find_tasks(tasks):
-        for profile in task.rows:
-            absent = [
-                seed
-                for seed in seeds
-                if any(load_record(EXPERIMENT, spec) is None for spec in task.row_specs(profile, seed))
-            ]
-            if absent:
-                command = f"prunelimit rows {task.name} --profile {profile} --seeds {max(absent) + 1}"
-                text = ", ".join(map(str, absent))
-                rows.append({"task": task.name, "profile": profile, "seeds without a record": text, "command": command})
-    return pd.DataFrame(rows, columns=["task", "profile", "seeds without a record", "command"])
+    seeds = find_seeds(seeds)
+    cells = [
+        (task.name, profile, {seed: task.row_specs(profile, seed) for seed in seeds})
+        for task in find_tasks(tasks)
+        for profile in task.rows
+    ]
+    return missing_frame("rows", EXPERIMENT, cells)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from functools import partial
 from typing import Any
@@ -15,12 +14,13 @@ from torch.nn.functional import cross_entropy
 from prunelimit.curvature import HessianOperator
 from prunelimit.curvature.rows import RowNorms, exact_rows, row_norm_bound, row_norms
 from prunelimit.experiments.prepare import prepare
-from prunelimit.experiments.runner import OutOfTime, Steps, round_significant
+from prunelimit.experiments.runner import round_significant
 from prunelimit.experiments.specs import RowsSpec
+from prunelimit.experiments.steps import Steps
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder
 from prunelimit.threads import suited_threads
-from prunelimit.training import evaluate
+from prunelimit.training import OutOfTime, evaluate
 
 EXPERIMENT = "rows"
 
@@ -104,8 +104,7 @@ def run_rows(
         **body,
         "checks": {"row": picked.tolist(), **checks, "exact": exact},
     }
-    save_record(EXPERIMENT, spec, record)
-    return json.loads(json.dumps(record))
+    return save_record(EXPERIMENT, spec, record)
 
 
 def _estimate(operator: HessianOperator, spec: RowsSpec, picked: np.ndarray, progress: bool | None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,16 @@ from prunelimit.curvature.reduce import reduced_operator
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.curvature import run_curvature
 from prunelimit.experiments.prepare import prepare
-from prunelimit.experiments.runner import OutOfTime, Steps, as_plain, recorded_distance
+from prunelimit.experiments.runner import as_plain, recorded_distance
 from prunelimit.experiments.specs import SightSpec
+from prunelimit.experiments.steps import Steps
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.files import cache_folder
 from prunelimit.limit import PruningLimit
 from prunelimit.pruning.magnitude import MagnitudePath
 from prunelimit.sight import SUBSPACES, Sight, sight_along, sight_limit
 from prunelimit.threads import suited_threads
+from prunelimit.training import OutOfTime
 
 EXPERIMENT = "sight"
 
@@ -96,5 +97,4 @@ def run_sight(
         "limits": {name: as_plain(limit) for name, limit in limits.items()},
         "sights": [{"sparsity": float(name)} | step["value"] for name, step in sorted(memo.done.items())],
     }
-    save_record(EXPERIMENT, spec, record)
-    return json.loads(json.dumps(record))
+    return save_record(EXPERIMENT, spec, record)

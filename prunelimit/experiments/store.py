@@ -41,7 +41,7 @@ def _digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def save_record(experiment: str, spec: Spec, record: dict[str, Any]) -> Path:
+def save_record(experiment: str, spec: Spec, record: dict[str, Any]) -> dict[str, Any]:
     """Write a record, atomically, with the digest that :func:`load_record` checks.
 
     Args:
@@ -50,13 +50,12 @@ def save_record(experiment: str, spec: Spec, record: dict[str, Any]) -> Path:
         record: Anything JSON can hold, without NaN.
 
     Returns:
-        The file.
+        The record in plain JSON values, as it is written.
     """
-    whole = {"format": RESULT_FORMAT, "hash": spec.hash, "spec": spec.to_dict(), **record}
-    whole = json.loads(json.dumps(whole, allow_nan=False))
-    path = record_path(experiment, spec)
-    write_json(path, whole | {"digest": _digest(whole)})
-    return path
+    plain: dict[str, Any] = json.loads(json.dumps(record, allow_nan=False))
+    whole = {"format": RESULT_FORMAT, "hash": spec.hash, "spec": spec.to_dict(), **plain}
+    write_json(record_path(experiment, spec), whole | {"digest": _digest(whole)})
+    return plain
 
 
 def joined_provenance(sources: Sequence[Mapping[str, Any]]) -> dict[str, str]:

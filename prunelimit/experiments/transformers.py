@@ -20,7 +20,8 @@ from prunelimit.adapters import Adapted, adapt
 from prunelimit.curvature import HessianOperator, spectrum
 from prunelimit.curvature.data import bare, call_model, evaluation_mode, mean_loss
 from prunelimit.errors import PruneLimitError, unknown_name
-from prunelimit.experiments.runner import OutOfTime, Steps, as_plain, recorded_distance
+from prunelimit.experiments.runner import as_plain, recorded_distance
+from prunelimit.experiments.steps import Steps
 from prunelimit.experiments.store import load_record, provenance, save_record
 from prunelimit.experiments.transformer_networks import (
     GptSpec,
@@ -39,6 +40,7 @@ from prunelimit.pruning.semistructured import SemiStructuredOrder
 from prunelimit.pruning.sparsegpt import sparsegpt
 from prunelimit.specs import Spec
 from prunelimit.threads import suited_threads
+from prunelimit.training import OutOfTime
 
 EXPERIMENT = "transformers"
 

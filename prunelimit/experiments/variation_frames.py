@@ -114,17 +114,16 @@ def _span(values: pd.Series) -> str:
     return f"{mean:.2f}" if len(values) == 1 else f"{mean:.2f} ({low:.2f} – {high:.2f})"
 
 
-def bins_table(frame: pd.DataFrame, kind: str = "trained") -> pd.DataFrame:
-    """Tabulate the distances by the number of bins, each beside its mean without difference.
+def bins_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate the distances of trained weights by the number of bins, each beside its mean without difference.
 
     Args:
         frame: Output of :func:`variation_frame`.
-        kind: A key of ``KINDS``.
 
     Returns:
         One row per network and rule, one column per number of bins: both numbers in per cent, means over the pairs.
     """
-    part = frame[(frame.kind == kind) & (frame.rule != NAMED_RULE)]
+    part = frame[(frame.kind == "trained") & (frame.rule != NAMED_RULE)]
     rows = []
     for (title, rule), group in part.groupby(["title", "rule"], sort=False):
         means = group.groupby("bins")[["distance", "expected"]].mean()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.ticker as ticker
@@ -16,7 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from prunelimit.figures.style import panel_grid
+from prunelimit.figures.style import legend_below, panel_grid, say_missing
 
 _PALETTE = sns.color_palette("colorblind")
 _MARKS = "osD^vPX"
@@ -54,9 +53,7 @@ def _panels(titles: list[str], width: float, height: float) -> tuple[Figure, lis
     for axis, title in zip(axes, titles, strict=False):
         axis.set_title("\n".join(textwrap.wrap(title, 62)), loc="left", fontsize=9)
     if not titles:
-        axes[0].text(0.5, 0.5, "no record", transform=axes[0].transAxes, ha="center", va="center", color="0.4")
-        axes[0].set_xticks([])
-        axes[0].set_yticks([])
+        say_missing(axes[0], "these grids")
     return figure, axes
 
 
@@ -73,18 +70,17 @@ def _points_axis(axis: Axes) -> None:
     axis.set_ylabel("points above the best", fontsize=9)
 
 
-def plot_advice(directions: pd.DataFrame, rule: str = "advice") -> Figure:
+def plot_advice(directions: pd.DataFrame) -> Figure:
     """Draw the advice in every cell, and whether it is right.
 
     Args:
         directions: Output of ``directions_frame``.
-        rule: The one to draw.
 
     Returns:
         One panel per grid, density to the right and temperature upwards, in equal steps. The darker a cell, the higher its
         test error above the best of its density. Marks point where the advice leads, one per dense seed.
     """
-    chosen = directions[directions.rule == rule]
+    chosen = directions[directions.rule == "advice"]
     titles = list(dict.fromkeys(chosen.title))
     figure, axes = _panels(titles, width=4.9, height=3.8)
     for axis, title in zip(axes, titles, strict=False):
@@ -152,16 +148,15 @@ def plot_costs(summary: pd.DataFrame) -> Figure:
         axis.set_xlim(left=-0.5)
         axis.set_xlabel("retrainings, mean")
         _points_axis(axis)
-    _legend(figure, axes)
+    legend_below(figure, axes)
     return figure
 
 
-def plot_above(outcomes: pd.DataFrame, words: Mapping[str, str] | None = None) -> Figure:
+def plot_above(outcomes: pd.DataFrame) -> Figure:
     """Draw how far above the best network each rule ends, by density.
 
     Args:
         outcomes: Output of ``searches_frame`` or ``choices_frame``.
-        words: Rule to its words in the legend; by default ``WORDS``.
 
     Returns:
         One panel per grid; lines are means over dense seeds and starts.
@@ -177,21 +172,12 @@ def plot_above(outcomes: pd.DataFrame, words: Mapping[str, str] | None = None) -
             mean = part[part.rule == rule].groupby("density").above.mean()
             # Lines that coincide stay visible side by side.
             x = [densities.index(density) + 0.08 * (number - (len(rules) - 1) / 2) for density in mean.index]
-            label = (words or WORDS).get(rule, rule)
-            axis.plot(
-                x, 100 * mean, color=colours[rule], marker=_MARKS[number % len(_MARKS)], linewidth=1.1, label=label
-            )
+            look = {"color": colours[rule], "marker": _MARKS[number % len(_MARKS)], "linewidth": 1.1}
+            axis.plot(x, 100 * mean, label=WORDS.get(rule, rule), **look)
         _density_axis(axis, densities)
         _points_axis(axis)
-    _legend(figure, axes)
+    legend_below(figure, axes)
     return figure
-
-
-def _legend(figure: Figure, axes: list[Axes]) -> None:
-    """Put one legend below all panels, with every label that some panel has."""
-    known = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    if known:
-        figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=2, fontsize=9)
 
 
 def plot_tuning(outcomes: pd.DataFrame) -> Figure:
@@ -224,21 +210,20 @@ def plot_tuning(outcomes: pd.DataFrame) -> Figure:
         axis.set_yticks(range(len(values)), [f"{value:g}" for value in values])
         axis.set_ylabel("value chosen")
         _density_axis(axis, densities)
-    _legend(figure, axes)
+    legend_below(figure, axes)
     return figure
 
 
-def describe_advice(directions: pd.DataFrame, rule: str = "advice") -> str:
+def describe_advice(directions: pd.DataFrame) -> str:
     """Put ``plot_advice`` into words.
 
     Args:
         directions: Output of ``directions_frame``.
-        rule: The one that is drawn.
 
     Returns:
         A sentence per grid.
     """
-    chosen = directions[directions.rule == rule]
+    chosen = directions[directions.rule == "advice"]
     sentences = []
     for title, part in chosen.groupby("title", sort=False):
         turns = part.groupby("direction").right.agg(["sum", "size"])

@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prunelimit.figures.style import new_figure, palette, percent_axis
+from prunelimit.figures.style import new_figure, palette, panel_grid, percent_axis
 
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY = sns.color_palette("colorblind")[:8]
 
@@ -197,10 +197,8 @@ def plot_row_norms(panels: pd.DataFrame, checks: pd.DataFrame | None = None) -> 
         compares the sampled rows one by one.
     """
     titles = list(dict.fromkeys(panels.title))
-    count = len(titles) + (checks is not None)
-    columns = min(count, 2)
-    figure, axes = new_figure(-(-count // columns), columns, width=4.6, height=3.4)
-    for axis, title in zip(axes.flat, titles, strict=False):
+    figure, axes = panel_grid(len(titles) + (checks is not None), 2, width=4.6, height=3.4)
+    for axis, title in zip(axes, titles, strict=False):
         part = panels[panels.title == title]
         for number, (seed, line) in enumerate(part.groupby("seed")):
             axis.fill_between(line.share, line.low, line.high, color=_BLUE, alpha=0.25, linewidth=0)
@@ -222,9 +220,7 @@ def plot_row_norms(panels: pd.DataFrame, checks: pd.DataFrame | None = None) -> 
         percent_axis(axis)
         axis.legend(fontsize=8, loc="lower left")
     if checks is not None:
-        _compare_rows(axes.flat[len(titles)], checks)
-    for axis in axes.flat[count:]:
-        axis.set_visible(False)
+        _compare_rows(axes[-1], checks)
     return figure
 
 

@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prunelimit.figures.style import COLOURS, legend_below, legend_place, new_figure, percent_axis
+from prunelimit.figures.style import COLOURS, legend_below, new_figure, percent_axis, say_missing
 
 _BLUE, _ORANGE, _GREEN = sns.color_palette("colorblind")[:3]
 
@@ -46,28 +46,13 @@ def plot_weights(density: pd.DataFrame, statistics: pd.DataFrame, curves: pd.Dat
         _draw_density(left, density[density.title == title], statistics[statistics.title == title])
         _draw_magnitudes(right, curves[curves.title == title])
         left.set_title(title, loc="left")
-    _legend_of_all(figure, [axis for axis in axes.flat if axis.get_legend_handles_labels()[1]])
+    legend_below(figure, axes.flat, 3)
     return figure
-
-
-def _legend_of_all(figure: Figure, axes: list[Axes], by_name: bool = False) -> None:
-    """Put one legend under the figure, with every label that some panel has."""
-    known = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    if by_name:
-        known = dict(sorted(known.items()))
-    if known:
-        figure.legend(known.values(), known.keys(), loc=legend_place(figure), ncols=3, fontsize=9)
-
-
-def _say_missing(axis: Axes, what: str) -> None:
-    axis.text(0.5, 0.5, f"no record of {what}", transform=axis.transAxes, ha="center", va="center", color="0.4")
-    axis.set_xticks([])
-    axis.set_yticks([])
 
 
 def _draw_density(axis: Axes, density: pd.DataFrame, statistics: pd.DataFrame) -> None:
     if density.empty:
-        _say_missing(axis, "the weights")
+        say_missing(axis, "the weights")
         return
     looks: dict[str, dict[str, Any]] = {
         "initial": {"color": "0.55", "linestyle": "--", "linewidth": 1.0, "label": "initial weights"},
@@ -97,7 +82,7 @@ def _draw_density(axis: Axes, density: pd.DataFrame, statistics: pd.DataFrame) -
 
 def _draw_magnitudes(axis: Axes, curves: pd.DataFrame) -> None:
     if curves.empty:
-        _say_missing(axis, "the limit")
+        say_missing(axis, "the limit")
         return
     colour, other = COLOURS["formula"], COLOURS["fine_tuned"]
     label = "limit of normal weights of the same length"
@@ -197,7 +182,7 @@ def plot_variation(frame: pd.DataFrame) -> Figure:
             axis.set_ylabel("total variation distance")
             axis.set_xlabel(f"bins of {rule}")
         row[0].set_title(title, loc="left")
-    _legend_of_all(figure, list(axes.flat), by_name=True)
+    legend_below(figure, axes.flat, 3, by_name=True)
     return figure
 
 

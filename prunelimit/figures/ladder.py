@@ -49,8 +49,7 @@ def plot_ladder(frame: pd.DataFrame, branches: dict[str, str]) -> Figure:
             data = part.title.iloc[0].rpartition(", ")[2]
             axis.set_title(f"{title}: {data} ({profile})", loc="left")
             axis.set_xlim(edge, 1.0)
-    fullest = max(axes[:, 0], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
-    legend_below(figure, fullest, 4)
+    legend_below(figure, axes[:, 0], 4)
     return figure
 
 

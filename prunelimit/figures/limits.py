@@ -44,7 +44,7 @@ def plot_limit(limit: PruningLimit) -> Figure:
         axis.axhline(limit.epsilon, color="0.4", linestyle="--", label=f"ε = {limit.epsilon:.3g}")
         axis.axvline(limit.sparsity, color="black", linewidth=1, label=f"limit {limit.sparsity:.1%}")
         axis.set_yscale("symlog", linthresh=limit.epsilon)
-        axis.set_ylabel("rise (nats)")
+        axis.set_ylabel("rise of the loss")
     percent_axis(axis)
     axis.set_xlabel("sparsity s (fraction removed)")
     axis.legend()

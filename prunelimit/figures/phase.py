@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from prunelimit.figures.style import new_figure, palette, percent_axis
+from prunelimit.figures.style import legend_below, new_figure, palette, panel_grid, percent_axis, say_missing
 from prunelimit.landscape.diagrams import QUANTITIES, Diagram, boundary_frame, edges, heating_changes
 from prunelimit.landscape.regimes import REGIMES
 
@@ -101,9 +101,7 @@ def _draw_cells(axis: Axes, table: pd.DataFrame, diagram: Diagram, label: bool =
     if label:
         axis.set_ylabel(f"{name}\n{diagram.axis}, hotter ↑", fontsize=9)
     if not table.size:
-        axis.text(0.5, 0.5, "no record of this grid", transform=axis.transAxes, ha="center", va="center", color="0.4")
-        axis.set_xticks([])
-        axis.set_yticks([])
+        say_missing(axis, "this grid")
         return
     axis.patch.set(facecolor="0.92", edgecolor="0.7", hatch="////")
     axis.set_xlim(0, table.shape[1])
@@ -141,22 +139,18 @@ def _draw_bar(figure: Figure, axes: list[Axes], quantity: str, scale: Normalize)
     bar.ax.tick_params(labelsize=8)
 
 
-def plot_regimes(diagrams: Sequence[Diagram], columns: int = 2) -> Figure:
+def plot_regimes(diagrams: Sequence[Diagram]) -> Figure:
     """Draw figure F1 of the three-regime paper from data: the class of every cell.
 
     Args:
-        diagrams: The grids, one panel each.
-        columns: Panels in a row, at most.
+        diagrams: The grids, one panel each, two in a row.
 
     Returns:
         Cells in the colour of their regime, with its name in them, and the edges on which classes meet.
     """
-    columns = max(min(columns, len(diagrams)), 1)
-    figure, axes = new_figure(max(-(-len(diagrams) // columns), 1), columns, width=4.9, height=3.9)
-    for axis in axes.flat[len(diagrams) :]:
-        axis.set_visible(False)
+    figure, axes = panel_grid(max(len(diagrams), 1), 2, width=4.9, height=3.9)
     colours = ListedColormap([REGIME_COLOURS[regime] for regime in REGIMES])
-    for axis, diagram in zip(axes.flat, diagrams, strict=False):
+    for axis, diagram in zip(axes, diagrams, strict=False):
         classes = diagram.classes()
         _draw_cells(axis, classes, diagram)
         if not classes.size:
@@ -209,9 +203,7 @@ def plot_sensitivity(frame: pd.DataFrame, diagrams: Sequence[Diagram]) -> Figure
         axis.set_ylim(bottom=0)
         axis.set_ylabel("cells that change their class")
         percent_axis(axis, "y")
-    handles, labels = left.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=1, fontsize=9)
+    legend_below(figure, left, 1)
     return figure
 
 

@@ -51,8 +51,7 @@ def plot_pruners(frame: pd.DataFrame, limits: Mapping[str, float] | None = None)
         percent_axis(axis, "y")
         axis.set_title(title, loc="left")
         axis.set_ylabel("test accuracy")
-    fullest = max(axes, key=lambda a: len(a.get_legend_handles_labels()[1]))
-    legend_below(figure, fullest, columns=4 if len(titles) > 1 else 3)
+    legend_below(figure, axes, columns=4 if len(titles) > 1 else 3)
     return figure
 
 

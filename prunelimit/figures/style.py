@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -90,9 +91,28 @@ def legend_place(figure: Figure) -> Literal["outside upper center", "outside low
     return "outside upper center" if figure.get_figheight() > 12 else "outside lower center"
 
 
-def legend_below(figure: Figure, axis: Axes, columns: int = 2) -> None:
-    """Put one panel's legend under all panels, or above them if they fill more than a screen."""
-    figure.legend(*axis.get_legend_handles_labels(), loc=legend_place(figure), ncols=columns, fontsize=9)
+def legend_below(figure: Figure, axes: Axes | Iterable[Axes], columns: int = 2, by_name: bool = False) -> None:
+    """Put one legend under all panels, or above them if they fill more than a screen.
+
+    Args:
+        figure: The figure.
+        axes: The panel or panels whose labels go into it, each label once.
+        columns: Columns of the legend.
+        by_name: Whether to sort the labels.
+    """
+    panels = [axes] if isinstance(axes, Axes) else axes
+    known = {label: handle for axis in panels for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if known:
+        labels = sorted(known) if by_name else list(known)
+        handles = [known[label] for label in labels]
+        figure.legend(handles, labels, loc=legend_place(figure), ncols=columns, fontsize=9)
+
+
+def say_missing(axis: Axes, what: str) -> None:
+    """Write into an empty panel what there is no record of."""
+    axis.text(0.5, 0.5, f"no record of {what}", transform=axis.transAxes, ha="center", va="center", color="0.4")
+    axis.set_xticks([])
+    axis.set_yticks([])
 
 
 def show(figure: Figure, alt: str) -> None:

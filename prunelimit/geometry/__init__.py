@@ -17,7 +17,6 @@ from prunelimit.geometry.width import (
     projected_squares,
     projected_width,
     statistical_dimension,
-    width_bounds,
 )
 
 __all__ = [
@@ -45,5 +44,4 @@ __all__ = [
     "seen_from",
     "statistical_dimension",
     "transition_window",
-    "width_bounds",
 ]

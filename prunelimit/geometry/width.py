@@ -112,29 +112,12 @@ def gaussian_width_ellipsoid(half_axes: Any) -> float:
     return float(scale * step * (-np.expm1(logarithm) * np.exp(-points / 2)).sum() / (2 * math.sqrt(math.pi)))
 
 
-def width_bounds(half_axes: Any) -> tuple[float, float]:
-    r"""Bound the Gaussian width of an ellipsoid by its half-axes.
-
-    Both bounds are instances of Jensen's inequality: above because the root is concave, and below because
-    :math:`(\sum_i p_i \xi_i^2)^{1/2} \ge \sum_i p_i |\xi_i|` for :math:`p_i = r_i^2 / \sum_j r_j^2`, whose mean is :math:`(2 /
-    \pi)^{1/2}`. Used by Larsen et al. (2022).
-
-    Args:
-        half_axes: ``(D,)`` half-axes r.
-
-    Returns:
-        The root of the sum of squares, times :math:`(2 / \pi)^{1/2}` and times one.
-    """
-    upper = math.sqrt(float((positive_vector("half_axes", half_axes) ** 2).sum()))
-    return math.sqrt(2 / math.pi) * upper, upper
-
-
 def projected_width(half_axes: Any, distance: float) -> float:
     r"""Compute the width of an ellipsoid as it is seen on the unit sphere around a point at a distance.
 
     Seen from the distance R, perpendicular to the line of sight, a half-axis r appears as the sine :math:`r / (R^2 + r^2)^{1/2}`.
     The width is that of the ellipsoid with these half-axes; its square lies between :math:`2 / \pi` times and once
-    :func:`ellipsoid_dimension` (:func:`width_bounds`), and less than one below the latter. Source: Larsen et al. (2022).
+    :func:`ellipsoid_dimension` by Jensen's inequality, and less than one below the latter. Source: Larsen et al. (2022).
 
     Args:
         half_axes: ``(D,)`` half-axes r.

@@ -19,23 +19,22 @@ GPT_STD = 0.02
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron, each added to its input.
+    """Attention and a two-layer perceptron four times as wide, each added to its input.
 
     Args:
         width: Features per position.
         heads: Heads of attention.
-        expansion: Hidden features of the perceptron, in widths.
         causal: Whether a position sees only itself and those before it.
     """
 
-    def __init__(self, width: int, heads: int, expansion: int = 4, *, causal: bool = False) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool = False) -> None:
         super().__init__()
         if heads < 1 or width % heads:
             raise PruneLimitError(f"heads={heads} must divide width={width}.")
         self.heads, self.causal = heads, causal
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, expansion * width), nn.Linear(expansion * width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, T, width)`` to the same shape."""

@@ -10,6 +10,9 @@ from prunelimit.errors import PruneLimitError, unknown_name
 #: Linear layers of other libraries that are no ``nn.Linear``; known by name, so that nothing has to be imported.
 LINEAR_ELSEWHERE = ("transformers.pytorch_utils.Conv1D",)
 
+#: Convolutions that keep their weight as ``(in, out / groups, *kernel)``. They count as prunable by their names only.
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 
 def _full_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
@@ -41,7 +44,8 @@ def prunable_names(model: nn.Module) -> list[str]:
             elif any(p.requires_grad for part, p in module.named_parameters() if part != "bias"):
                 raise PruneLimitError(
                     f"model computes the weight of {name or type(module).__name__!r} from other parameters: make it one again, by "
-                    "torch.nn.utils.prune.remove or parametrize.remove_parametrizations, or name others with prunable=[...]."
+                    "prune.remove, parametrize.remove_parametrizations, remove_weight_norm or remove_spectral_norm of "
+                    "torch.nn.utils, or name others with prunable=[...]."
                 )
     names = [name for name, p in model.named_parameters() if id(p) in weights and p.requires_grad]
     if not names:
@@ -64,10 +68,10 @@ def output_dimension(model: nn.Module, name: str) -> int:
         name: Name of the parameter.
 
     Returns:
-        0, except for layers that keep their weight as ``(in, out)``.
+        0, except for layers that keep their weight as ``(in, out)``, as transposed convolutions do.
     """
     layer = model.get_submodule(name.rpartition(".")[0])
-    return int(_full_name(layer) in LINEAR_ELSEWHERE)
+    return int(_full_name(layer) in LINEAR_ELSEWHERE or isinstance(layer, TRANSPOSED))
 
 
 def match_masks(model: nn.Module, masks: dict[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prunelimit.pruning.export import load_sparse, save_sparse
 from prunelimit.pruning.heads import head_units
 from prunelimit.pruning.magnitude import MagnitudePath, apply_masks, export_pruning, magnitude_masks
-from prunelimit.pruning.structured import UnitOrder, structured_masks
+from prunelimit.pruning.structured import UnitOrder
 
 if TYPE_CHECKING:
     from prunelimit.pruning.layerwise import WandaOrder
@@ -38,7 +38,6 @@ __all__ = [
     "load_sparse",
     "magnitude_masks",
     "save_sparse",
-    "structured_masks",
 ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -106,4 +105,4 @@ class Method:
 
     title: str
     spec: type[PrunerSpec]
-    prune: Callable[..., Pruned | None]
+    prune: Pruner

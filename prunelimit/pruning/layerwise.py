@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunelimit.adapters import HALF, adapt
-from prunelimit.curvature.data import LossFunction, call_model, evaluation_mode, map_tensors
+from prunelimit.curvature.data import LossFunction, call_model, map_tensors, unchanged
 from prunelimit.curvature.network import unwrapped
 from prunelimit.errors import PruneLimitError, unknown_name
 from prunelimit.models.parameters import LINEAR_ELSEWHERE, output_dimension
@@ -144,7 +144,7 @@ class Calibration:
         # The fast path of torch's transformer layers goes past the modules inside.
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with suited_threads(self._model), evaluation_mode(self._model), torch.no_grad():
+            with suited_threads(self._model), unchanged(self._model), torch.no_grad():
                 for inputs in self._inputs:
                     call_model(unwrapped(self._model), map_tensors(inputs, lambda tensor: tensor.to(device)))
         finally:

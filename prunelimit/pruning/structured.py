@@ -29,6 +29,8 @@ Units = str | Mapping[str, Tensor]
 class UnitOrder:
     """The units of a network in the order in which they leave; its :meth:`masks` is a pruner for ``predict_limit``.
 
+    With heads or numbered units, give ``predict_limit`` ``prunable=order.names`` as well.
+
     Args:
         model: The network; its weights are read once, here.
         unit: ``"channel"``: the weights that lead to one output of a layer, the rows of a linear layer; ``"input"``: those
@@ -93,30 +95,6 @@ class UnitOrder:
         return {name: keep[units].to(self._like[name]) for name, units in self._units.items()}
 
 
-def structured_masks(
-    model: nn.Module, sparsity: float, unit: Units = "channel", prunable: Sequence[str] | None = None
-) -> Masks:
-    """Find the masks of one cut that removes whole units by their root mean square.
-
-    In ``predict_limit``, ``masks=order.masks`` with ``order = UnitOrder(model, unit)`` sorts once for all sparsities; with heads
-    or numbered units, give ``prunable=order.names`` as well.
-
-    Args:
-        model: Any torch module.
-        sparsity: Fraction of the prunable weights to remove, in ``[0, 1)``; exact to one unit, upwards.
-        unit: As for :class:`UnitOrder`.
-        prunable: As there.
-
-    Returns:
-        Parameter name to a 0-1 tensor of its shape.
-
-    Raises:
-        PruneLimitError: If an argument cannot be used; the message names it and the fix.
-    """
-    check_sparsity(sparsity)
-    return UnitOrder(model, unit, prunable).masks(sparsity)
-
-
 def named_units(model: nn.Module, unit: Units, prunable: Sequence[str] | None = None) -> Units:
     """Look units up by their name; those of which not every prunable weight is a part are numbered.
 
@@ -147,11 +125,12 @@ def _layer_units(model: nn.Module, parameters: dict[str, nn.Parameter], *, input
             raise PruneLimitError(f"prunable={name!r} is no matrix: number its units yourself, unit={{{name!r}: ...}}.")
         axis = output_dimension(model, name)
         axis = 1 - axis if inputs else axis
-        shape = [1] * p.ndim
-        shape[axis] = p.shape[axis]
-        numbers = torch.arange(first, first + p.shape[axis], device=p.device)
-        found[name] = numbers.reshape(shape).expand(p.shape)
-        first += p.shape[axis]
+        # The second dimension of a convolution in groups counts within the group, which the first one tells.
+        groups = int(getattr(model.get_submodule(name.rpartition(".")[0]), "groups", 1)) if axis == 1 else 1
+        own = torch.arange(first, first + groups * p.shape[axis], device=p.device).reshape(groups, -1)
+        rows = own.repeat_interleave(p.shape[0] // groups, 0) if axis == 1 else own.T
+        found[name] = rows.reshape(*rows.shape, *[1] * (p.ndim - 2)).expand(p.shape)
+        first += own.numel()
     return found
 
 

@@ -118,6 +118,20 @@ def test_what_only_pytorch_knows_is_left_to_it(module: nn.Module, shape: tuple[i
     compare(lambda: module(inputs), [inputs, *module.parameters()])
 
 
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_weight_normalisation_has_a_right_second_derivative(dim: int) -> None:
+    # Once wrong along the first dimension: torch's own takes the norms for constants there.
+    direction = draw(4, 3, seed=1)
+    length = draw(*[size if place == dim else 1 for place, size in enumerate((4, 3))], seed=2)
+
+    def function(*values: Tensor) -> Tensor:
+        with CheapSecondDerivatives():
+            return torch._weight_norm(*values, dim)
+
+    torch.testing.assert_close(function(direction, length), torch._weight_norm(direction, length, dim))
+    assert torch.autograd.gradgradcheck(function, (direction, length))
+
+
 def test_wrong_arguments_raise_pytorchs_error() -> None:
     with pytest.raises(RuntimeError, match="channels"), CheapSecondDerivatives():
         functional.conv2d(torch.ones(1, 2, 5, 5), torch.ones(3, 4, 3, 3))

@@ -148,7 +148,13 @@ def test_coefficients_have_intervals_and_the_figure_its_words(recorded: Path) ->
     assert [axis.get_xlabel() for axis in panels] == ["multiply-adds per example", "Lanczos steps", "weights"]
     assert any(line.get_linestyle() == "--" and max(line.get_xdata()) >= 0.99e9 for line in panels[0].lines)
     assert "extrapolated to 1e+09" in describe_cost(curves)
-    assert set(cost_frames.cost_origin().role) == {"fitted", "held out"}
+
+
+def test_every_record_behind_the_model_is_listed(recorded: Path) -> None:
+    (recorded / "memory-resnet20.json").write_text(json.dumps(CLOCKS), encoding="utf-8")
+    origin = cost_frames.cost_origin()
+    assert list(origin.benchmark) == ["growth", "footprint", "same-work-fc5", "memory-resnet20"]
+    assert list(origin.role) == ["fitted", "fitted", "held out", "held out"]
 
 
 def test_without_memory_the_time_is_modelled_alone(recorded: Path) -> None:

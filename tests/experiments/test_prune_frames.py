@@ -97,6 +97,13 @@ def test_the_figure_shows_every_method(some_records: dict[tuple[str, int, float]
     assert "LOMP 89.5% to 49.5%" in describe_pruners(frame)
 
 
+def test_the_legend_has_the_methods_of_every_panel(some_records: dict[tuple[str, int, float], float]) -> None:
+    frame = prune_frames.prune_frame(NAME)
+    first, second = frame[frame.row == "LOMP"], frame[frame.row == "Rare Gems"].assign(title="another network")
+    (legend,) = plot_pruners(pd.concat([first, second]), {}).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["LOMP", "Rare Gems"]
+
+
 def test_tables_without_records_are_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRUNELIMIT_RESULTS", str(tmp_path))
     assert prune_frames.prune_table(prune_frames.prune_frame()).empty

@@ -26,12 +26,12 @@ import torch
 import torch._dynamo  # the optimiser would import it
 from prunelimit import cli, training
 from prunelimit.datasets import load_dataset
-from prunelimit.experiments import catalogue, runner
+from prunelimit.experiments import catalogue, steps
 from prunelimit.experiments.specs import LimitSpec
 
 torch.set_num_threads(1)
 load_dataset("digits")
-training.SAVE_INTERVAL, training.LONG_INTERVAL, runner.PART_INTERVAL = 0.0, 0.05, 0.0
+training.SAVE_INTERVAL, training.LONG_INTERVAL, steps.PART_INTERVAL = 0.0, 0.05, 0.0
 
 
 def shrunk(name, model, **settings):

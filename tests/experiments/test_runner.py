@@ -11,10 +11,11 @@ from prunelimit.curvature import HessianOperator
 from prunelimit.errors import PruneLimitError
 from prunelimit.experiments.catalogue import TASKS
 from prunelimit.experiments.frames import Cell
-from prunelimit.experiments.runner import EXPERIMENT, OutOfTime, Steps, run_folder, run_limit
+from prunelimit.experiments.runner import EXPERIMENT, run_folder, run_limit
 from prunelimit.experiments.specs import LimitSpec
+from prunelimit.experiments.steps import Steps
 from prunelimit.experiments.store import load_record, record_path
-from prunelimit.training import TrainSpec
+from prunelimit.training import OutOfTime, TrainSpec
 from prunelimit.training_loop import Loop
 
 SPEC = LimitSpec(

@@ -8,15 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from prunelimit.experiments import runner
-from prunelimit.experiments.runner import OutOfTime, Steps
+from prunelimit.experiments import steps as steps_module
+from prunelimit.experiments.steps import Steps
+from prunelimit.training import OutOfTime
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that stands still unless it is moved."""
     now = [100.0]
-    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(steps_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
@@ -90,7 +91,7 @@ def test_short_parts_do_not_wait_for_the_disk_each(
     tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
-    monkeypatch.setattr(runner, "write_json", lambda path, value: written.append(len(value)))
+    monkeypatch.setattr(steps_module, "write_json", lambda path, value: written.append(len(value)))
     steps = Steps(tmp_path / "steps.json")
     steps("search", lambda: [steps(f"search {k}", lasting(clock, 0.3, k)) for k in range(10)])
     assert written == [4, 8, 11]

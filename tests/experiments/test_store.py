@@ -26,7 +26,8 @@ def test_no_file_is_no_record():
 
 @pytest.mark.parametrize("damage", ["cut", "edit", "list"])
 def test_a_damaged_record_is_refused(damage):
-    path = save_record("damaged", SPEC, {"value": 0.1})
+    save_record("damaged", SPEC, {"value": 0.1})
+    path = record_path("damaged", SPEC)
     text = path.read_text()
     path.write_text({"cut": text[: len(text) // 2], "edit": text.replace("0.1", "0.2"), "list": "[]"}[damage])
     with pytest.raises(PruneLimitError, match="is corrupted"):

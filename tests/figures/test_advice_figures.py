@@ -57,7 +57,7 @@ def test_nothing_recorded_is_said(nothing):
         advice.plot_above(advice_frames.choices_frame(nothing)),
         advice.plot_tuning(searches),
     ):
-        assert [text.get_text() for text in figure.axes[0].texts] == ["no record"]
+        assert [text.get_text() for text in figure.axes[0].texts] == ["no record of these grids"]
     for words in (
         advice.describe_advice(advice_frames.directions_frame(nothing)),
         advice.describe_above(searches),

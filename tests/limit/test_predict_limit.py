@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunelimit import apply_masks, magnitude_masks, predict_limit
+from prunelimit import apply_masks, layer_limits, magnitude_masks, predict_limit
+from prunelimit.adapters import adapt
 from prunelimit.curvature import HessianOperator
 from prunelimit.errors import PruneLimitError
-from prunelimit.limit import default_epsilon, effective_dimension, removable_fraction, solve_limit
+from prunelimit.limit import default_epsilon, effective_dimension, exact_limit, removable_fraction, solve_limit
 from prunelimit.path_limits import directional_limit
 from prunelimit.pruning import MagnitudePath
 
@@ -429,3 +431,84 @@ def test_default_epsilon_from_few_batches_is_called_uncertain(
     default_epsilon(digits_model, functional.cross_entropy, [(inputs, targets)])
     assert said in caplog.text
     assert bool(caplog.text) is bool(said)
+
+
+def perfect() -> tuple[nn.Module, Any, tuple[Tensor, Tensor]]:
+    """A network that is so sure of the right class that its loss is zero to the last digit."""
+    inputs = torch.eye(3).repeat(20, 1)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.copy_(1000 * torch.eye(3) + torch.rand(3, 3, generator=torch.Generator().manual_seed(0)))
+            layer.bias.zero_()
+    return model, functional.cross_entropy, (inputs, torch.arange(3).repeat(20))
+
+
+def straight() -> tuple[nn.Module, Any, tuple[Tensor, Tensor]]:
+    """Absolute errors of a linear model."""
+    torch.manual_seed(0)
+    model, inputs = nn.Linear(3, 1), torch.randn(50, 3)
+    return model, functional.l1_loss, (inputs, model(inputs).detach())
+
+
+@pytest.mark.parametrize("method", ["formula", "cone", "cut"])
+@pytest.mark.parametrize("make", [perfect, straight])
+def test_a_loss_without_curvature_has_no_limit_but_the_measured(make: Callable[[], Any], method: str) -> None:
+    # Once wrong: the formula allowed 100 % of the weights to go, called resolved; cone and cut failed on sparsity=1.0.
+    with pytest.raises(PruneLimitError, match=r"^loss_fn has no curvature here.*method='measured'\.$"):
+        predict_limit(*make(), epsilon=0.1, method=method)
+    assert predict_limit(*make(), epsilon=0.1, method="measured").sparsity < 0.9
+
+
+def test_a_perfect_fit_has_no_directional_limit_either() -> None:
+    with pytest.raises(PruneLimitError, match=r"^loss_fn has no curvature here"):
+        predict_limit(*perfect(), epsilon=0.1, method="directional")
+    layers = layer_limits(*perfect(), epsilon=0.1)
+    measured = layer_limits(*perfect(), epsilon=0.1, method="measured")
+    assert layers.table.sparsity.tolist() == measured.table.sparsity.tolist()
+
+
+def test_a_search_that_finds_no_end_says_so(digits_model: nn.Module, digits_data: tuple[Tensor, Tensor]) -> None:
+    endless, usual = (
+        predict_limit(digits_model, functional.cross_entropy, digits_data, epsilon=epsilon, method="measured")
+        for epsilon in (100.0, 0.02)
+    )
+    assert endless.unbounded
+    assert "epsilon is too large" in repr(endless)
+    assert not usual.unbounded
+    assert "too large" not in repr(usual)
+
+
+def test_default_epsilon_of_batches_that_cannot_be_cut_is_said_to_depend_on_them(
+    digits_model: nn.Module, digits_data: tuple[Tensor, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    # Once silent: targets that do not count keep batches whole, and the spread over batches of 16 is that much larger.
+    inputs, targets = digits_data[0], digits_data[1].clone()
+    targets[::7] = -100
+    for size, told in ((16, True), (128, False)):
+        rows = len(targets) - len(targets) % size
+        batches = list(zip(inputs[:rows].split(size), targets[:rows].split(size), strict=True))
+        adapted = adapt(digits_model, functional.cross_entropy, batches)
+        caplog.clear()
+        default_epsilon(adapted.model, adapted.loss_fn, adapted.batches)
+        assert ("as they were given" in caplog.text) is told
+
+
+def test_one_raw_input_column_is_not_called_resolved(caplog: pytest.LogCaptureFixture) -> None:
+    # Once wrong: float32 sees four eigenvalues and takes the rest for rounding; the limit was 32 points off, and resolved.
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(400, 20, generator=generator)
+    inputs[:, 0] = 20_000 + 3_000 * inputs[:, 0]
+    targets = inputs[:, 1:2] * inputs[:, 2:3]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 1))
+    limit = predict_limit(model, functional.mse_loss, (inputs, targets), epsilon=0.1)
+    double = model.double()
+    data = inputs.double(), targets.double()
+    eigenvalues = torch.linalg.eigvalsh(HessianOperator(double, functional.mse_loss, data).dense()).numpy()
+    exact = exact_limit(eigenvalues, MagnitudePath(double).distance, 0.1)
+    assert limit.spectrum.steps < 20  # it came to an end before its time
+    assert limit.interval[0] <= exact <= limit.interval[1]
+    assert not limit.resolved
+    assert "Rounding of the products" in caplog.text
+    assert "rounding hides the small eigenvalues" in str(limit)

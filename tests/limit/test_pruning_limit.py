@@ -66,7 +66,7 @@ def test_repr_says_when_the_interval_is_wide(limit: PruningLimit) -> None:
 
 
 def test_repr_without_a_theorem_does_not_mention_one(limit: PruningLimit) -> None:
-    assert "theorem" not in repr(dataclasses.replace(limit, lower=None, upper=None))
+    assert "window" not in repr(dataclasses.replace(limit, lower=None, upper=None))
 
 
 def test_html_is_a_well_formed_table(limit: PruningLimit) -> None:

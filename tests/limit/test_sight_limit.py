@@ -221,3 +221,17 @@ def test_bad_arguments_are_named(name: str, value: object) -> None:
     options = {"epsilon": 0.1, name: value}
     with pytest.raises(PruneLimitError, match=name):
         sight_limit(looking(operator, path), spectrum(operator, steps=2), path, **options)
+
+
+def test_a_step_in_the_null_space_is_free() -> None:
+    # Once wrong: the logarithm of a largest eigenvalue of zero. The small weights, which leave first, have no part in the loss.
+    total = 40
+    eigenvalues = np.where(np.arange(total) < 30, 0.0, 5.0)
+    layer = Layer(np.where(eigenvalues > 0, 3.0, 0.01) * (1 + np.arange(total) / total))
+    operator, path = Dense(np.diag(eigenvalues)), MagnitudePath(layer, ["weight"])
+    step = path.displacement(0.5)
+    sight = sight_along(operator, step, 10)
+    assert sight.resolution(0.01, "cut") == math.inf
+    found = spectrum(operator, steps=total, progress=False)
+    limit = sight_limit(lambda s: sight_along(operator, path.displacement(s), 10), found, path, 0.01, tried=[0.5])
+    assert limit.sparsity >= 0.74

@@ -1,4 +1,4 @@
-"""structured_masks: units against brute force, exact to one unit, in every method that takes masks."""
+"""UnitOrder: units against brute force, exact to one unit, in every method that takes masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunelimit import PruneLimitError, predict_limit, structured_masks
+from prunelimit import PruneLimitError, predict_limit
 from prunelimit.pruning import UnitOrder
 
 HEADS, SIZE = 3, 4
@@ -65,13 +65,31 @@ def test_units_leave_by_their_mean_square(axis: int, sparsity: float) -> None:
     units = [[(name, part)] for name, w in weights.items() for part in w.unbind(axis)]
     total = sum(w.numel() for w in weights.values())
     gone, removed = brute_force(units, total, sparsity)
-    masks = structured_masks(model, sparsity, unit=("channel", "input")[axis])
+    masks = UnitOrder(model, ("channel", "input")[axis]).masks(sparsity)
     found = [part for name in weights for part in masks[name].unbind(axis)]
     assert {number for number, part in enumerate(found) if not bool(part.any())} == gone
     assert all(bool(part.all()) or not bool(part.any()) for part in found)
     assert sum(int((mask == 0).sum()) for mask in masks.values()) == removed
     last = max((part.numel() for number in gone for _, part in units[number]), default=0)
     assert sparsity * total - 1e-6 <= removed < sparsity * total + last + 1e-6
+
+
+@pytest.mark.parametrize("unit", ["channel", "input"])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_unit_is_one_output_or_one_input_of_a_convolution(kind: type[nn.Module], groups: int, unit: str) -> None:
+    # Once wrong: outputs and inputs changed places where the layer is transposed, and inputs of all groups were one unit.
+    layer = kind(4, 8, 2, groups=groups, bias=False)
+    order = UnitOrder(layer, unit, ["weight"])
+    assert len(order.sizes) == (8 if unit == "channel" else 4)
+    with torch.no_grad():
+        layer.weight.mul_(1 - order.masks(1e-9)["weight"])  # the first unit alone is left
+    inputs = torch.randn(1, 4, 3, 3).requires_grad_()
+    outputs = layer(inputs)
+    outputs.square().sum().backward()
+    seen = outputs if unit == "channel" else inputs.grad
+    assert seen is not None
+    assert int(seen.flatten(2).any(2).sum()) == 1
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.2, 0.34, 0.99])
@@ -85,7 +103,7 @@ def test_heads_leave_whole_with_all_their_weights(sparsity: float) -> None:
         units.append([*rows, ("out.weight", named["out.weight"].detach()[:, places])])
     total = 4 * (HEADS * SIZE) ** 2
     gone, removed = brute_force(units, total, sparsity)
-    masks = structured_masks(model, sparsity, numbers)
+    masks = UnitOrder(model, numbers).masks(sparsity)
     for head in range(HEADS):
         places = slice(head * SIZE, (head + 1) * SIZE)
         parts = [masks[f"{name}.weight"][places] for name in "qkv"] + [masks["out.weight"][:, places]]
@@ -96,8 +114,8 @@ def test_heads_leave_whole_with_all_their_weights(sparsity: float) -> None:
 def test_numbers_may_have_gaps() -> None:
     model = nn.Linear(3, 4)
     numbers = torch.tensor([[7], [-2], [1000], [7]])
-    found = structured_masks(model, 0.2, {"weight": numbers})["weight"]
-    expected = structured_masks(model, 0.2, {"weight": torch.tensor([[1], [0], [2], [1]])})["weight"]
+    found = UnitOrder(model, {"weight": numbers}).masks(0.2)["weight"]
+    expected = UnitOrder(model, {"weight": torch.tensor([[1], [0], [2], [1]])}).masks(0.2)["weight"]
     assert torch.equal(found, expected)
     assert torch.equal(found[0], found[3])
 
@@ -105,13 +123,13 @@ def test_numbers_may_have_gaps() -> None:
 def test_equal_units_leave_in_order() -> None:
     model = nn.Linear(2, 4)
     nn.init.ones_(model.weight)
-    assert structured_masks(model, 0.5)["weight"].sum(1).tolist() == [0, 0, 2, 2]
+    assert UnitOrder(model).masks(0.5)["weight"].sum(1).tolist() == [0, 0, 2, 2]
 
 
 def test_layers_with_transposed_weights_know_their_outputs() -> None:
     layer = type("Conv1D", (nn.Module,), {"__module__": "transformers.pytorch_utils"})()
     layer.weight = nn.Parameter(torch.tensor([[1.0, 5.0], [1.0, 5.0], [9.0, 5.0]]))  # (in, out)
-    assert structured_masks(nn.Sequential(layer), 0.1)["0.weight"].sum(0).tolist() == [3, 0]
+    assert UnitOrder(nn.Sequential(layer)).masks(0.1)["0.weight"].sum(0).tolist() == [3, 0]
 
 
 def test_measured_limit_is_the_last_unit_that_can_go() -> None:
@@ -158,9 +176,13 @@ def test_every_method_takes_units(method: str) -> None:
         ({"unit": {"0.weight": torch.zeros(5, 1, 1, 1)}}, r"^unit\['0.weight'\] has type torch.float32"),
         ({"unit": {"0.weight": torch.zeros(1).long()}, "prunable": ["0.weight", "3.weight"]}, r"^unit and prunable"),
         ({"prunable": ["0.bias"]}, r"^prunable='0.bias' is no matrix"),
-        ({"sparsity": 1.0}, r"^sparsity=1.0"),
     ],
 )
 def test_units_that_cannot_be_used(options: dict[str, Any], message: str) -> None:
     with pytest.raises(PruneLimitError, match=message):
-        structured_masks(network(), **{"sparsity": 0.5} | options)
+        UnitOrder(network(), **options)
+
+
+def test_a_sparsity_that_leaves_nothing_is_refused() -> None:
+    with pytest.raises(PruneLimitError, match=r"^sparsity=1.0"):
+        UnitOrder(network()).masks(1.0)

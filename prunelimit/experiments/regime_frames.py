@@ -34,6 +34,9 @@ MEASURES = [
 
 COLUMNS = [*CELL, "seed", *MEASURES, "key"]
 
+#: Share of a grid's cells with which a more faithful profile stands for it, in place of one that is whole.
+ENOUGH = 0.5
+
 
 def regime_frame(
     grid: str,
@@ -47,7 +50,8 @@ def regime_frame(
 
     Args:
         grid: A name of ``GRIDS``.
-        profile: One of ``PROFILES``, or ``"best"`` for the most faithful one of which there is any record.
+        profile: One of ``PROFILES``, or ``"best"`` for the most faithful one of which half of the cells are recorded; if there
+            is none, that of which most are.
         network: Another network than the catalogue's.
         distribution: Another way to spread the density over the layers than the catalogue's.
         run_missing: Whether to run the cells without a record now; meant for the quick profile.
@@ -60,18 +64,19 @@ def regime_frame(
     Raises:
         PruneLimitError: If a name is unknown.
     """
-    chosen = find_grid(grid)
+    chosen, best, most = find_grid(grid), [], 0.0
     for name in find_profiles(profile):
         if name in chosen.profiles or profile != "best":
-            rows = _rows(chosen, name, network, distribution, run_missing)
-            if rows:
-                return pd.DataFrame(rows, columns=COLUMNS)
-    return pd.DataFrame(columns=COLUMNS)
+            rows, cells = _rows(chosen, name, network, distribution, run_missing)
+            if (share := min(len(rows) / cells, ENOUGH)) > most:
+                best, most = rows, share
+    return pd.DataFrame(best, columns=COLUMNS)
 
 
 def _rows(
     grid: Grid, profile: str, network: str | None, distribution: str | None, run_missing: bool
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], int]:
+    """Describe the recorded cells, and count all of them."""
     settings = grid.settings(profile).varied(network, distribution)
     cells = [(cell, settings.spec(*cell)) for cell in settings.cells()]
     if run_missing:
@@ -79,7 +84,7 @@ def _rows(
         records = dict(run_regimes([spec for _, spec in cells], label=label))
     else:
         records = {spec: record for _, spec in cells if (record := load_record(EXPERIMENT, spec))}
-    return [_row(grid, profile, cell, spec, records[spec]) for cell, spec in cells if spec in records]
+    return [_row(grid, profile, cell, spec, records[spec]) for cell, spec in cells if spec in records], len(cells)
 
 
 def _row(

@@ -197,6 +197,22 @@ def test_a_frame_has_a_row_per_cell_and_says_where_it_comes_from(small_grid: str
     assert (origin["cells"], origin["command"]) == (8, "prunelimit regimes small --profile quick")
 
 
+def test_the_first_cells_of_a_long_grid_do_not_replace_a_whole_one(
+    small_grid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = find_grid(small_grid).settings("quick")
+    longer = dataclasses.replace(quick, values=(2, 3))
+    profiles = {"quick": quick, "laptop": longer}
+    monkeypatch.setitem(GRIDS, small_grid, dataclasses.replace(GRIDS[small_grid], profiles=profiles))
+    cells = [longer.spec(*cell) for cell in longer.cells()]
+    assert len(list(run_regimes(cells[:3], progress=False))) == 3
+    assert set(regime_frame(small_grid).profile) == {"laptop"}  # better than none
+    regime_frame(small_grid, "quick", run_missing=True)
+    assert set(regime_frame(small_grid).profile) == {"quick"}
+    assert len(list(run_regimes(cells[3:4], progress=False))) == 1
+    assert set(regime_frame(small_grid).profile) == {"laptop"}
+
+
 def test_means_average_over_seeds_and_normalise_by_density(small_grid: str) -> None:
     frame = regime_frame(small_grid, "quick", run_missing=True)
     means = regime_means(frame)

@@ -253,7 +253,7 @@ def _units(units: str, network: Any) -> Any:
 
 def _prunable(patterns: str, network: Any, numbered: Any) -> list[str] | None:
     """Name what is pruned; by default what has numbered units, or what the library takes."""
-    from prunelimit.loading import match_prunable
+    from prunelimit.models.parameters import match_prunable
 
     if patterns != "default":
         return match_prunable(network, words_of(patterns))

@@ -1,12 +1,11 @@
-"""Networks, data, losses and parameters by name, and weights from files that cannot run code."""
+"""Networks, data and losses by name, and weights from files that cannot run code."""
 
 from __future__ import annotations
 
-import fnmatch
 import importlib
 import pickle
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from prunelimit.errors import PruneLimitError, unknown_name
-from prunelimit.models import prunable_names
 from prunelimit.pruning.export import FORMAT, load_sparse
 
 #: Where training programs put a network's weights in a larger checkpoint.
@@ -80,33 +78,6 @@ def load_made(reference: str, what: str) -> Any:
         raise
     except Exception as error:
         raise _failed(what, reference, "fails", error) from error
-
-
-def match_prunable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Name the parameters that patterns stand for.
-
-    Args:
-        model: Any torch module.
-        patterns: Names of parameters or patterns as for files, with ``*``, ``?`` and ``[]``; frozen parameters, biases and
-            those of normalisation are taken only by their name, lest ``*.weight`` means them as well. ``"default"`` stands
-            for the weights of linear and convolution layers.
-
-    Returns:
-        Names, in the model's order.
-
-    Raises:
-        PruneLimitError: If a pattern fits no parameter.
-    """
-    named = dict(model.named_parameters())
-    usual = [n for n, p in named.items() if p.requires_grad and (isinstance(p, UninitializedParameter) or p.ndim > 1)]
-    chosen: set[str] = set()
-    for pattern in patterns:
-        fitting = prunable_names(model) if pattern == "default" else [pattern] if pattern in named else []
-        fitting = fitting or fnmatch.filter(usual, pattern)
-        if not fitting:
-            raise unknown_name("prunable", pattern, ["default", *named])
-        chosen.update(fitting)
-    return [name for name in named if name in chosen]
 
 
 def is_sparse(path: Path | str) -> bool:

@@ -77,8 +77,8 @@ def predict_limit(
             not ``ignore_index``; :mod:`prunelimit.adapters` has the details.
         epsilon: Tolerated rise of the mean loss; by default its standard deviation over batches of 128, or over the batches
             as they are given where they cannot be cut: give it there.
-        prunable: Names of the prunable parameters; by default the weights of linear and convolution layers. Weights of
-            recurrent layers, transposed convolutions, embeddings and attention's ``in_proj_weight`` are taken by their names.
+        prunable: Names of the prunable parameters, or patterns such as ``"blocks.*.weight"``; by default the weights of linear
+            and convolution layers. Weights of recurrent layers, transposed convolutions, embeddings and attention's ``in_proj_weight`` are taken by their names.
         curvature: ``"hessian"``: absolute values of the eigenvalues of the Hessian, as in the paper's released code;
             ``"ggn"``: its generalised Gauss-Newton part, positive semi-definite and cheaper.
         method: ``"formula"``, the theorem, when you want to know why and by how much; ``"cut"``, the same

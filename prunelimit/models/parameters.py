@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from prunelimit.errors import PruneLimitError, unknown_name
 
@@ -58,6 +62,33 @@ def prunable_names(model: nn.Module) -> list[str]:
             "has requires_grad=True, or name the parameters with prunable=[...]."
         )
     return names
+
+
+def match_prunable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Name the parameters that patterns stand for.
+
+    Args:
+        model: Any torch module.
+        patterns: Names of parameters or patterns as for files, with ``*``, ``?`` and ``[]``; frozen parameters, biases and
+            those of normalisation are taken only by their name, lest ``*.weight`` means them as well. ``"default"`` stands
+            for the weights of linear and convolution layers.
+
+    Returns:
+        Names, in the model's order.
+
+    Raises:
+        PruneLimitError: If a pattern fits no parameter.
+    """
+    named = dict(model.named_parameters())
+    usual = [n for n, p in named.items() if p.requires_grad and (isinstance(p, UninitializedParameter) or p.ndim > 1)]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        fitting = prunable_names(model) if pattern == "default" else [pattern] if pattern in named else []
+        fitting = fitting or fnmatch.filter(usual, pattern)
+        if not fitting:
+            raise unknown_name("prunable", pattern, ["default", *named])
+        chosen.update(fitting)
+    return [name for name in named if name in chosen]
 
 
 def output_dimension(model: nn.Module, name: str) -> int:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from prunelimit.errors import PruneLimitError, unknown_name
+from prunelimit.errors import PruneLimitError
 from prunelimit.models import match_masks, prunable_names
+from prunelimit.models.parameters import match_prunable
 
 Masks = dict[str, Tensor]
 
@@ -48,8 +49,8 @@ def prunable_parameters(model: nn.Module, prunable: Sequence[str] | None = None)
 
     Args:
         model: Any torch module.
-        prunable: Names of parameters; by default the weights of linear and convolution layers. A tied one goes by any of
-            its names.
+        prunable: Names of parameters, or patterns of them, see :func:`~prunelimit.models.parameters.match_prunable`; by default
+            the weights of linear and convolution layers. A tied one goes by any of its names.
 
     Returns:
         The parameters by their first names, in the model's order.
@@ -62,11 +63,10 @@ def prunable_parameters(model: nn.Module, prunable: Sequence[str] | None = None)
     named = dict(model.named_parameters())
     first = {id(p): name for name, p in named.items()}
     tied = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
-    wanted = prunable_names(model) if prunable is None else prunable
+    given = prunable_names(model) if prunable is None else prunable
+    wanted = [n for name in given for n in ([name] if name in tied else match_prunable(model, [name]))]
     chosen = dict.fromkeys(tied.get(name, name) for name in wanted)  # in order: the first bad name is named
     for name in chosen:
-        if name not in named:
-            raise unknown_name("prunable", name, named)
         if not named[name].requires_grad:
             raise PruneLimitError(f"prunable={name!r} is frozen: set requires_grad=True or leave it out.")
         if named[name].is_complex():

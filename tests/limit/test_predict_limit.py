@@ -512,3 +512,16 @@ def test_one_raw_input_column_is_not_called_resolved(caplog: pytest.LogCaptureFi
     assert not limit.resolved
     assert "Rounding of the products" in caplog.text
     assert "rounding hides the small eigenvalues" in str(limit)
+
+
+def test_prunable_takes_patterns() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 2))
+    data = torch.randn(32, 4), torch.randn(32, 2)
+    options = {"epsilon": 0.05, "method": "directional"}
+    named = predict_limit(model, functional.mse_loss, data, prunable=["0.weight"], **options)
+    fitted = predict_limit(model, functional.mse_loss, data, prunable=["0.w*"], **options)
+    assert (fitted.total, fitted.sparsity) == (named.total, named.sparsity)
+    assert predict_limit(model, functional.mse_loss, data, prunable=["*.weight"], **options).total == 36
+    with pytest.raises(PruneLimitError, match=r"prunable='1\.w'"):
+        predict_limit(model, functional.mse_loss, data, prunable=["1.w"], **options)

@@ -6,7 +6,8 @@ import pytest
 from torch import nn
 
 from prunelimit import PruneLimitError
-from prunelimit.loading import load_made, load_object, match_prunable
+from prunelimit.loading import load_made, load_object
+from prunelimit.models.parameters import match_prunable
 
 
 class Net(nn.Module):

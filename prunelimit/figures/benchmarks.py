@@ -28,11 +28,11 @@ _LINES = {
 
 
 def plot_errors(table: pd.DataFrame, scales: int = 4) -> Figure:
-    """Draw the error of d(mu) against the CPU seconds spent, one row per network and one panel per mu.
+    """Draw the error of d(mu) against the CPU seconds spent, one column per network and one row per mu.
 
     Args:
         table: Columns ``network``, ``dimension``, ``method``, ``CPU seconds``, ``scale``, ``error`` and ``noise``.
-        scales: Panels per network, from the largest to the smallest mu.
+        scales: Rows, from the largest to the smallest mu.
 
     Returns:
         The figure.
@@ -40,9 +40,9 @@ def plot_errors(table: pd.DataFrame, scales: int = 4) -> Figure:
     networks = list(dict.fromkeys(table.network))
     known = sorted(table.scale.unique(), reverse=True)
     chosen = [known[round(i * (len(known) - 1) / max(scales - 1, 1))] for i in range(min(scales, len(known)))]
-    figure, axes = new_figure(len(networks), len(chosen), width=2.9, height=2.9)
-    for row, network in zip(axes, networks, strict=True):
-        for axis, scale in zip(row, chosen, strict=True):
+    figure, axes = new_figure(len(chosen), len(networks), width=3.9, height=2.5)
+    for row, scale in zip(axes, chosen, strict=True):
+        for axis, network in zip(row, networks, strict=True):
             part = table[(table.network == network) & (table.scale == scale)]
             for method, curve in part.groupby("method", sort=False):
                 axis.loglog(
@@ -55,10 +55,11 @@ def plot_errors(table: pd.DataFrame, scales: int = 4) -> Figure:
                     label=method,
                 )
             axis.axhline(part.noise.iloc[0], color="0.4", linewidth=1, linestyle=(0, (1, 1)))
-            axis.set_title(f"{network}, D = {part.dimension.iloc[0]:,}\nµ = {scale:.1g} × largest", fontsize=9)
-            axis.set_xlabel("CPU seconds")
+            axis.set_title(f"{network}, D = {part.dimension.iloc[0]:,}: µ = {scale:.1g} × largest", fontsize=9)
         row[0].set_ylabel("relative error of d(µ)")
-    legend_below(figure, axes[0, 0], 4)
+    for axis in axes[-1]:
+        axis.set_xlabel("CPU seconds")
+    legend_below(figure, axes[0], 3)
     return figure
 
 

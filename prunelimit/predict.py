@@ -85,8 +85,8 @@ def predict_limit(
             for a subspace perpendicular to the step, as that of a cut is, which knows where the sparse point lies and not
             only how far away, at a few times the price; ``"cone"``, in between, for any random subspace; ``"directional"``, the loss's
             second-order expansion along the pruning path, when you want the better prediction of one-shot pruning for
-            this one network; ``"refit"``, second-order refitting of the kept weights, when you want to predict the
-            fine-tuned limit; ``"measured"``, bisection on the loss itself, when you want the truth for one-shot pruning.
+            this one network; ``"refit"``, second-order refitting of the kept weights, each step checked on
+            the loss, when you want to see how far this mask gets if they move; ``"measured"``, bisection on the loss itself, when you want the truth for one-shot pruning.
         steps: Curvature products per probe, for the formula, and per line of sight, for cone and cut. More of them narrow the
             certified interval, on some spectra hardly at first; twice as many cost twice the time and memory.
         probes: Random probes, for formula, cone and cut; one is enough for a million weights. Several share one Krylov space,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import json
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,25 @@ import numpy as np
 import torch
 
 from benchmarks.problems import Problem
+
+
+def apart(part: str, network: str, *words: str, start: Sequence[str] = (sys.executable,)) -> dict[str, Any]:
+    """Measure a part of a comparison in a process of its own, with as many threads as this one.
+
+    Args:
+        part: Its command.
+        network: A key of ``PROBLEMS``.
+        *words: More of the command line.
+        start: What starts Python.
+
+    Returns:
+        What the part printed.
+    """
+    threads = ["--threads", str(torch.get_num_threads())]
+    command = [*start, "-m", "benchmarks", part, "--network", network, *words, *threads]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 class Clock:

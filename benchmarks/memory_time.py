@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.competitors import best_rows, start_vectors
-from benchmarks.measure import gradient, interleave, reset_peak, resident
+from benchmarks.measure import apart, gradient, interleave, reset_peak, resident
 from benchmarks.memory import TARGET
 from benchmarks.problems import load_problem
 from benchmarks.records import Record, told
@@ -75,10 +72,8 @@ def compare(record: Record, network: str, *, choices: Sequence[int], steps: int,
     aims = {"ratio": TARGET, "gradients": TARGETS.get(network, {}).get("gradients")}
     record.save(problem=load_problem(network).about(), steps=steps, rounds=repeats, targets=aims)
     for rows in choices:
-        command = [sys.executable, "-m", "benchmarks", "memory-time-one", "--network", network, "--rows", str(rows)]
-        words = [*command, "--steps", str(steps), "--repeats", str(repeats)]
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
+        words = ["--rows", str(rows), "--steps", str(steps), "--repeats", str(repeats)]
+        found.append(apart("memory-time-one", network, *words))
         told(f"  {rows:4d} rows: {found[-1]['ratio']:.3f} bases, {found[-1]['gradients']:.2f} gradients")
         record.save(choices=found)
     record.save(complete=True)

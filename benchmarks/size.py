@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import resource
-import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.competitors import best_rows
-from benchmarks.measure import gradient, interleave
+from benchmarks.measure import apart, gradient, interleave
 from benchmarks.problems import Problem, load_problem
 from benchmarks.records import Record, told
 from prunelimit import PruningLimit, predict_limit
@@ -95,10 +92,7 @@ def compare(record: Record, *, networks: Sequence[str], steps: int, repeats: int
     for network in networks:
         told(network)
         load_problem(network)  # trained here the first time, which has no part in the peak
-        command = [sys.executable, "-m", "benchmarks", "size-one", "--network", network]
-        words = [*command, "--steps", str(steps), "--repeats", str(repeats)]
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-        found[network] = json.loads(done.stdout.splitlines()[-1])
+        found[network] = apart("size-one", network, "--steps", str(steps), "--repeats", str(repeats))
         told(f"  {found[network]['gradients']:.1f} gradients, peak {found[network]['peak'] / 2**30:.2f} GiB")
         record.save(networks=found)
     record.save(complete=True, met=all(each["peak"] <= LARGEST for each in found.values()))

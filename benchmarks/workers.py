@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from benchmarks.measure import apart
 from benchmarks.problems import load_problem
 from benchmarks.records import Record, told
 from prunelimit.curvature import HessianOperator
@@ -116,10 +115,8 @@ def compare(record: Record, *, networks: Sequence[str], products: int, repeats: 
         told(network)
         load_problem(network)  # trained here the first time
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)]
-        words = ["-m", "benchmarks", "workers-one", "--network", network]
-        more = ["--steps", str(products), "--repeats", str(repeats), "--threads", str(torch.get_num_threads())]
-        done = subprocess.run([*start, *words, *more], stdout=subprocess.PIPE, text=True, check=True)
-        found[network] = json.loads(done.stdout.splitlines()[-1])
+        words = ["--steps", str(products), "--repeats", str(repeats)]
+        found[network] = apart("workers-one", network, *words, start=start)
         told(f"  efficiency {found[network]['efficiency']:.2f}, load {found[network]['load']:.1f}")
         record.save(networks=found)
     record.save(complete=True)

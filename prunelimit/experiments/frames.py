@@ -272,13 +272,8 @@ def missing_cells(tasks: str | Sequence[str] | None = None, seeds: int | Sequenc
     Returns:
         Columns ``task``, ``profile``, ``seeds without a record`` and ``command``.
     """
-    seeds = find_seeds(seeds)
-    cells = [
-        (task.name, profile, {seed: [task.spec(profile, seed)] for seed in seeds})
-        for task in find_tasks(tasks)
-        for profile in task.profiles
-    ]
-    return missing_frame("run", EXPERIMENT, cells, options=" --missing")
+    runs = [(task.name, task.profiles, lambda *cell, task=task: [task.spec(*cell)]) for task in find_tasks(tasks)]
+    return missing_frame("run", EXPERIMENT, runs, seeds, options=" --missing")
 
 
 def origin(cells: Sequence[Cell]) -> pd.DataFrame:

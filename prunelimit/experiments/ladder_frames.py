@@ -313,10 +313,4 @@ def missing_ladders(tasks: str | Sequence[str] | None = None, seeds: int | Seque
     Returns:
         Columns ``task``, ``profile``, ``seeds without a record`` and ``command``.
     """
-    seeds = find_seeds(seeds)
-    cells = [
-        (task.name, profile, {seed: task.specs(profile, seed) for seed in seeds})
-        for task in find_ladders(tasks)
-        for profile in task.profiles
-    ]
-    return missing_frame("ladder", EXPERIMENT, cells)
+    return missing_frame("ladder", EXPERIMENT, [(t.name, t.profiles, t.specs) for t in find_ladders(tasks)], seeds)

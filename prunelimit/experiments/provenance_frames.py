@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from prunelimit.experiments.catalogue import find_seeds
 from prunelimit.experiments.store import joined_provenance, load_record
 from prunelimit.specs import Spec
 
@@ -36,7 +37,8 @@ def origin_frame(command: str, records: Iterable[tuple[str, str, int, Mapping[st
 def missing_frame(
     command: str,
     experiment: str,
-    cells: Iterable[tuple[str, str, Mapping[int, Sequence[Spec]]]],
+    runs: Iterable[tuple[str, Iterable[str], Callable[[str, int], Sequence[Spec]]]],
+    seeds: int | Sequence[int],
     kind: str = "task",
     options: str = "",
 ) -> pd.DataFrame:
@@ -45,17 +47,19 @@ def missing_frame(
     Args:
         command: The command that makes records, for example ``"run"``.
         experiment: Folder of the records.
-        cells: Name and profile of each, and what it runs for each training seed.
+        runs: Name and profiles of each, and what it runs for a profile and a training seed.
+        seeds: Training seeds.
         kind: What a name stands for.
         options: Put at the end of the command line.
 
     Returns:
         Columns ``kind``, ``profile``, ``seeds without a record`` and ``command``.
     """
-    rows = []
-    for name, profile, specs in cells:
-        absent = [seed for seed, every in specs.items() if any(load_record(experiment, spec) is None for spec in every)]
-        if absent:
-            line = f"prunelimit {command} {name} --profile {profile} --seeds {max(absent) + 1}{options}"
-            rows.append((name, profile, ", ".join(map(str, absent)), line))
+    rows, seeds = [], find_seeds(seeds)
+    for name, profiles, specs in runs:
+        for profile in profiles:
+            absent = [s for s in seeds if any(load_record(experiment, spec) is None for spec in specs(profile, s))]
+            if absent:
+                line = f"prunelimit {command} {name} --profile {profile} --seeds {max(absent) + 1}{options}"
+                rows.append((name, profile, ", ".join(map(str, absent)), line))
     return pd.DataFrame(rows, columns=[kind, "profile", "seeds without a record", "command"])

@@ -70,6 +70,8 @@ def regime_frame(
             rows, cells = _rows(chosen, name, network, distribution, run_missing)
             if (share := min(len(rows) / cells, ENOUGH)) > most:
                 best, most = rows, share
+            if most >= ENOUGH:  # the less faithful ones are neither read nor run
+                break
     return pd.DataFrame(best, columns=COLUMNS)
 
 

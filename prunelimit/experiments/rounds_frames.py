@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 
 from prunelimit.curvature.quadrature import Spectrum
-from prunelimit.experiments.catalogue import find_seeds
 from prunelimit.experiments.comparisons import Comparison, find_comparisons
 from prunelimit.experiments.frames import fine_distance
 from prunelimit.experiments.provenance_frames import missing_frame
@@ -175,10 +174,5 @@ def missing_rounds(
     Returns:
         Columns ``comparison``, ``profile``, ``seeds without a record`` and ``command``.
     """
-    seeds = find_seeds(seeds)
-    cells = [
-        (one.name, profile, {seed: one.rounds_specs(profile, seed) for seed in seeds})
-        for one in find_comparisons(comparisons)
-        for profile in one.rounds
-    ]
-    return missing_frame("rounds", EXPERIMENT, cells, kind="comparison")
+    runs = [(one.name, one.rounds, one.rounds_specs) for one in find_comparisons(comparisons)]
+    return missing_frame("rounds", EXPERIMENT, runs, seeds, kind="comparison")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from prunelimit.curvature.quadrature import Spectrum
-from prunelimit.experiments.catalogue import find_seeds, find_tasks
+from prunelimit.experiments.catalogue import find_tasks
 from prunelimit.experiments.curvature import EXPERIMENT as CURVATURE
 from prunelimit.experiments.frames import Cell, fine_distance
 from prunelimit.experiments.provenance_frames import missing_frame, origin_frame
@@ -278,10 +278,4 @@ def missing_rows(tasks: str | Sequence[str] | None = None, seeds: int | Sequence
     Returns:
         Columns ``task``, ``profile``, ``seeds without a record`` and ``command``.
     """
-    seeds = find_seeds(seeds)
-    cells = [
-        (task.name, profile, {seed: task.row_specs(profile, seed) for seed in seeds})
-        for task in find_tasks(tasks)
-        for profile in task.rows
-    ]
-    return missing_frame("rows", EXPERIMENT, cells)
+    return missing_frame("rows", EXPERIMENT, [(t.name, t.rows, t.row_specs) for t in find_tasks(tasks)], seeds)

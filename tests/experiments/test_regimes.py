@@ -213,6 +213,16 @@ def test_the_first_cells_of_a_long_grid_do_not_replace_a_whole_one(
     assert set(regime_frame(small_grid).profile) == {"laptop"}
 
 
+def test_only_the_most_faithful_profile_runs_if_cells_are_missing(
+    small_grid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = find_grid(small_grid).settings("quick")
+    profiles = {"quick": quick, "laptop": dataclasses.replace(quick, values=(2, 3))}
+    monkeypatch.setitem(GRIDS, small_grid, dataclasses.replace(GRIDS[small_grid], profiles=profiles))
+    assert set(regime_frame(small_grid, run_missing=True).profile) == {"laptop"}
+    assert regime_missing(small_grid).profile.tolist() == ["quick"]
+
+
 def test_means_average_over_seeds_and_normalise_by_density(small_grid: str) -> None:
     frame = regime_frame(small_grid, "quick", run_missing=True)
     means = regime_means(frame)
